@@ -1,0 +1,181 @@
+"""Builds what a run file describes: the problem, its objectives, and the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeopt.config.run_file import RunFile, call, named
+from mergeopt.errors import ConfigError, nearest
+from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
+from mergeopt.merge_problem import MergeMaterials, MergeProblem
+from mergeopt.models.pool import Pool
+from mergeopt.operators.function import OperatorFactory
+from mergeopt.problem import Problem
+from mergeopt.registry import load
+from mergeopt.task import Objective, Task
+
+__all__ = ["build_operator", "build_pool", "build_problem"]
+
+OBJECTIVE_KEYS = ("name", "task", "metric", "function", "items", "expert", "direction", "constraint", "worst")
+DIRECTIONS = ("maximize", "minimize")
+
+
+def build_problem(run_file: RunFile, root: Path) -> Problem:
+    """Return the problem that a run file describes; nothing is scored or written.
+
+    Args:
+        run_file: checked by its own rules.
+        root: the folder that its relative paths start from.
+
+    Raises:
+        UserError: a plug-in, model, data set, function or parameter is not there or cannot be used; the message says which.
+    """
+    if run_file.problem is None:
+        base, experts = _place(run_file.base or "", root), _experts(run_file, root)
+        objectives = _objectives(run_file.objectives, {}, root, list(experts))
+        return _merge_problem(run_file, base, experts, objectives, "merge", root)
+    name, options = named(run_file.problem, "problem")
+    made = call(load("problems", name), options, f"problem {name!r}")
+    if not isinstance(made, MergeMaterials):
+        if run_file.objectives is not None:
+            raise ConfigError(f"objectives: the problem {name!r} has its own; leave the key out")
+        problem: Problem = made
+        return problem
+    own = {objective.info.name: objective for objective in made.objectives}
+    objectives = list(own.values()) if run_file.objectives is None else _objectives(run_file.objectives, own, root, list(made.experts))
+    return _merge_problem(run_file, made.base, dict(made.experts), objectives, made.name, root)
+
+
+def build_pool(run_file: RunFile, root: Path) -> Pool:
+    """Return base and experts of a run file or merge file, proven to fit together.
+
+    Raises:
+        UserError: a model cannot be read, or they do not fit together.
+    """
+    return _pool(run_file, _place(run_file.base or "", root), _experts(run_file, root))
+
+
+def build_operator(run_file: RunFile, root: Path) -> str | OperatorFactory:
+    """Return the operator of a run file: its registered name, or what `FILE.py:NAME` defines.
+
+    Raises:
+        ConfigError: the file defines no such operator.
+    """
+    spec = run_file.merge.operator
+    if ".py:" not in spec:
+        return spec
+    found: Any = load_function(spec, root)
+    if not isinstance(found, OperatorFactory):
+        raise ConfigError(f"merge: operator: {spec} is no merge operator; decorate the function with mergeopt.merge_operator")
+    return found
+
+
+def _merge_problem(
+    run_file: RunFile, base: str, experts: Mapping[str, str] | list[str], objectives: Sequence[Objective], name: str, root: Path
+) -> MergeProblem:
+    merge = run_file.merge
+    return MergeProblem(
+        _pool(run_file, base, experts),
+        build_operator(run_file, root),
+        objectives,
+        variant=merge.variant,
+        groups=merge.groups,
+        parameters=merge.parameters,
+        dtype=run_file.model.dtype,
+        device=run_file.device,
+        batch=run_file.batch,
+        name=name,
+        baselines=[kind for kind in run_file.baselines if kind != "random"],
+    )
+
+
+def _pool(run_file: RunFile, base: str, experts: Mapping[str, str] | list[str]) -> Pool:
+    return Pool(base, experts, exclude=run_file.merge.exclude, carry=run_file.model.carry)
+
+
+def _objectives(given: list[str | dict[str, Any]] | None, own: Mapping[str, Objective], root: Path, experts: list[str]) -> list[Objective]:
+    if not given:
+        raise ConfigError("objectives: expected one or more, got none; each has a name, and a task or a function")
+    return [_own(entry, own) if isinstance(entry, str) else _objective(entry, own, root, experts) for entry in given]
+
+
+def _own(name: str, own: Mapping[str, Objective]) -> Objective:
+    """Return one of the problem's own objectives by name.
+
+    Raises:
+        ConfigError: the problem has no objective of that name.
+    """
+    if name not in own:
+        raise ConfigError(f"objectives: the problem has no objective {name!r} of its own; {nearest(name, own)}")
+    return own[name]
+
+
+def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, experts: list[str]) -> Objective:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"objectives: each needs a name, got {dict(entry)}")
+    where = f"objectives: {name}"
+    if "direction" in entry and entry["direction"] not in DIRECTIONS:
+        raise ConfigError(f"{where}: direction: {nearest(str(entry['direction']), DIRECTIONS)}; got {entry['direction']!r}")
+    if "expert" in entry and entry["expert"] not in experts:
+        raise ConfigError(f"{where}: expert: no expert is called {entry['expert']!r}; {nearest(str(entry['expert']), experts)}")
+    constraint = _constraint(entry.get("constraint"), where)
+    if "function" in entry:
+        return _function(entry, own, root, name, constraint)
+    if "task" not in entry:
+        raise ConfigError(f"{where}: expected a task or a function; its keys are {', '.join(entry)}")
+    metric = call(load("metrics", str(entry.get("metric", "accuracy"))), {}, f"{where}: metric")
+    return TaskObjective(name, _task(entry, root, where), metric, direction=entry.get("direction"), constraint=constraint)
+
+
+def _function(
+    entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, name: str, constraint: tuple[float | None, float | None] | None
+) -> FunctionObjective:
+    where = f"objectives: {name}"
+    if "direction" not in entry:
+        raise ConfigError(f"{where}: a function needs a direction: maximize or minimize")
+    task: Task | None = None
+    if "task" in entry:
+        task = _task(entry, root, where)
+    elif "items" in entry:
+        source = _own(str(entry["items"]), own)
+        task = source.task if isinstance(source, TaskObjective | FunctionObjective) else None
+    unknown = [key for key in entry if key not in OBJECTIVE_KEYS] if "task" not in entry else []
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {nearest(unknown[0], OBJECTIVE_KEYS)}")
+    function = load_function(str(entry["function"]), root)
+    return FunctionObjective(name, function, items=task, direction=entry["direction"], constraint=constraint, worst=entry.get("worst"))
+
+
+def _task(entry: Mapping[str, Any], root: Path, where: str) -> Task:
+    options = {key: value for key, value in entry.items() if key not in OBJECTIVE_KEYS}
+    if isinstance(options.get("data"), Mapping) and isinstance(options["data"].get("path"), str):
+        options["data"] = {**options["data"], "path": _place(options["data"]["path"], root)}
+    if isinstance(options.get("processor"), str):
+        options["processor"] = _place(options["processor"], root)
+    task: Task = call(load("tasks", str(entry["task"])), options, f"{where}: task {entry['task']!r}")
+    return task
+
+
+def _constraint(given: Any, where: str) -> tuple[float | None, float | None] | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not given or not set(given) <= {"min", "max"}:
+        raise ConfigError(f"{where}: constraint: expected {{min: ..}}, {{max: ..}} or both, got {given!r}")
+    for bound in given.values():
+        if isinstance(bound, bool) or not isinstance(bound, int | float):
+            raise ConfigError(f"{where}: constraint: expected numbers, got {given!r}")
+    return given.get("min"), given.get("max")
+
+
+def _experts(run_file: RunFile, root: Path) -> Mapping[str, str] | list[str]:
+    experts = run_file.experts or {}
+    if isinstance(experts, Mapping):
+        return {name: _place(path, root) for name, path in experts.items()}
+    return [_place(path, root) for path in experts]
+
+
+def _place(path: str, root: Path) -> str:
+    return path if "://" in path or Path(path).is_absolute() else str(root / path)

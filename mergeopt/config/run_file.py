@@ -1,0 +1,243 @@
+"""Run files and merge files: what they may say, and the problem and strategy they describe.
+
+Paths of inputs (models, data, functions, recipes) are relative to the run file; `out` is relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mergeopt.errors import ConfigError, nearest
+from mergeopt.registry import load, names
+from mergeopt.strategy import Strategy
+
+__all__ = ["Budgeted", "Merge", "Model", "RunFile", "build_strategy", "call", "named", "read_yaml", "strategy_from"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Section):
+    """Section `model`: whose files to hand on where sources disagree, and the element type of the merged weights."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    tokenizer: str | None = None
+    processor: str | None = None
+    chat_template: str | None = None
+    generation: str | None = None
+
+    @property
+    def carry(self) -> dict[str, str]:
+        """Kind -> source, as far as the user said."""
+        return {kind: name for kind, name in self if kind != "dtype" and name is not None}
+
+
+class Merge(_Section):
+    """Section `merge`: the rule and what of it varies."""
+
+    operator: str = "task_arithmetic"
+    variant: str = "paper"
+    groups: Any = "model"
+    exclude: tuple[str, ...] = ()
+    parameters: dict[str, Any] | None = None
+
+
+class Budgeted(_Section):
+    """Section `budget`: what the search may spend."""
+
+    evaluations: int = Field(gt=0)
+
+
+class RunFile(_Section):
+    """A run file. A merge file is its first part (base, experts, model, merge) with numbers in place of ranges."""
+
+    base: str | None = None
+    experts: dict[str, str] | list[str] | None = None
+    problem: str | dict[str, Any] | None = None
+    model: Model = Model()
+    merge: Merge = Merge()
+    objectives: list[str | dict[str, Any]] | None = None
+    strategy: str | dict[str, Any] = "nsga2"
+    budget: Budgeted | None = None
+    init: list[str] = []
+    baselines: list[str] = ["base", "experts", "uniform"]
+    batch: int = Field(default=8, gt=0)
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    out: str | None = None
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _plain_budget(cls, value: Any) -> Any:
+        return {"evaluations": value} if isinstance(value, int) else value
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _unique_experts(cls, value: Any) -> Any:
+        if isinstance(value, dict | list) and not value:
+            raise ValueError("expected one or more experts, got none")
+        return value
+
+    @field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, value: list[str]) -> list[str]:
+        known = ["base", "experts", "uniform", "random"]
+        for name in value:
+            if name not in known:
+                raise ValueError(f"unknown baseline {name!r}; {nearest(name, known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RunFile:
+        if self.problem is not None and (self.base is not None or self.experts is not None):
+            raise ValueError("problem: stands in place of base and experts; give one or the other")
+        if self.problem is None and (self.base is None or self.experts is None):
+            raise ValueError("expected base and experts (or problem: NAME)")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunFile:
+        """Read a run file.
+
+        Args:
+            path: of the YAML file.
+            overrides: values that take the place of the file's, None values left out.
+
+        Raises:
+            ConfigError: the file is missing, is no YAML, or says something it may not; the message names file and key.
+        """
+        data = read_yaml(path)
+        data |= {key: value for key, value in (overrides or {}).items() if value is not None}
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], where: str = "run file") -> RunFile:
+        """Check data as a run file's.
+
+        Raises:
+            ConfigError: a key is unknown or a value is of another kind than expected.
+        """
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise ConfigError("\n".join(f"{where}: {_explain(detail)}" for detail in _first_per_key(error))) from error
+
+
+def build_strategy(run_file: RunFile) -> Strategy:
+    """Return the strategy that a run file names, with its options.
+
+    Raises:
+        PluginError: no strategy has that name.
+        ConfigError: the strategy has no such option.
+    """
+    return strategy_from(run_file.strategy)
+
+
+def strategy_from(spec: str | Mapping[str, Any]) -> Strategy:
+    """Return a strategy of a name, or of a mapping with `name` and options.
+
+    Raises:
+        PluginError: no strategy has that name.
+        ConfigError: the strategy has no such option.
+    """
+    name, options = named(spec, "strategy")
+    factory = load("strategies", name)
+    family = () if name in names("strategies") else (name.partition(":")[2],)
+    strategy: Strategy = call(factory, options, f"strategy {name!r}", *family)
+    return strategy
+
+
+def named(spec: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
+    """Split `NAME` or `{name: NAME, option: value}` into name and options.
+
+    Raises:
+        ConfigError: there is no name.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec.get("name"), str):
+        raise ConfigError(f"{what}: expected a name or a mapping with the key 'name', got {dict(spec)}")
+    return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+
+
+def call(factory: Callable[..., Any], options: Mapping[str, Any], what: str, *positional: Any) -> Any:
+    """Call a plug-in's factory with options from a file.
+
+    Raises:
+        ConfigError: the factory has no such option, or needs one that is not given.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    for key in options:
+        if key not in known and not takes_any:
+            raise ConfigError(f"{what} has no option {key!r}; {nearest(key, known)}")
+    for p in parameters:
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty and p.name not in options:
+            raise ConfigError(f"{what} needs {p.name!r}; its options are {', '.join(known)}")
+    return factory(*positional, **options)
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, which YAML readers else let pass with the last one winning."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.value[index][0].start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it is missing, no YAML, or holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text file"
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    try:
+        data = yaml.load(text, Loader=_UniqueLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(data).__name__}")
+    return data
+
+
+def _first_per_key(error: ValidationError) -> list[Any]:
+    seen: dict[Any, Any] = {}
+    for detail in error.errors():
+        seen.setdefault(detail["loc"][:1], detail)
+    return list(seen.values())
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"] if not str(part).startswith(("dict[", "list[", "function-"))]
+    key = ".".join(location) or "the file"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {nearest(location[-1], _keys(location[:-1]))}"
+    if detail["type"] == "value_error":
+        return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
+    return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
+
+
+def _keys(location: Sequence[str]) -> list[str]:
+    section: Any = RunFile
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        section = next((kind for kind in (Model, Merge, Budgeted) if kind is annotation or kind.__name__ in str(annotation)), RunFile)
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""From recipes to weights in a live model, and from a live model to scores."""

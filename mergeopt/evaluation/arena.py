@@ -1,0 +1,84 @@
+"""Flat buffers, allocated once: what candidates are made of, and the candidates themselves as views of a live model's parameters."""
+
+from __future__ import annotations
+
+import torch
+
+from mergeopt.models.layout import Layout
+
+__all__ = ["CandidateArena", "DeltaArena"]
+
+
+class DeltaArena:
+    """What an operator prepared, one contiguous row-major buffer [R, P] float32.
+
+    Args:
+        rows: R, as the operator announces it.
+        layout: gives P.
+        device: where candidates are made.
+    """
+
+    def __init__(self, rows: int, layout: Layout, device: torch.device) -> None:
+        self.rows = torch.zeros((rows, layout.size), dtype=torch.float32, device=device)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the buffer."""
+        return self.rows.numel() * self.rows.element_size()
+
+
+class CandidateArena:
+    """Weights of N candidates, [N, P], and the live model that looks at one of them at a time.
+
+    Addresses never change: binding a candidate points the model's parameters at its row, and nothing is copied.
+
+    Args:
+        candidates: N.
+        layout: gives P and the order of tensors.
+        dtype: of the weights.
+        device: where the model runs.
+    """
+
+    def __init__(self, candidates: int, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
+        self.layout = layout
+        self.rows = torch.zeros((candidates, layout.size), dtype=dtype, device=device)
+        self.model = layout.live_model(dtype, device)
+        self._views = [[row[s.start : s.end].view(s.shape) for s in layout.segments] for row in self.rows]
+        self._homes = [_Home.find(self.model, segment.live) for segment in layout.segments]
+
+    @property
+    def candidates(self) -> int:
+        """N, how many candidates there is room for."""
+        return len(self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the buffer; the live model adds only tensors that are not merged."""
+        return self.rows.numel() * self.rows.element_size()
+
+    def bind(self, candidate: int) -> torch.nn.Module:
+        """Return the live model with the weights of one row."""
+        for home, view in zip(self._homes, self._views[candidate], strict=True):
+            home.hold(view)
+        return self.model
+
+
+class _Home:
+    """The place of one tensor in a module: a parameter, whose data is replaced (tied uses follow), or a buffer."""
+
+    def __init__(self, parameter: torch.nn.Parameter | None, owners: list[tuple[torch.nn.Module, str]]) -> None:
+        self._parameter = parameter
+        self._owners = owners
+
+    @classmethod
+    def find(cls, model: torch.nn.Module, name: str) -> _Home:
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        parameter = owner._parameters.get(leaf)
+        return cls(parameter, []) if parameter is not None else cls(None, [(owner, leaf)])
+
+    def hold(self, view: torch.Tensor) -> None:
+        if self._parameter is not None:
+            self._parameter.data = view
+        for owner, leaf in self._owners:
+            owner._buffers[leaf] = view

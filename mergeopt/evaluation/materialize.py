@@ -1,0 +1,187 @@
+"""Turns parameter values into weights: prepares an operator once, lowers batches to plans, and runs plans into rows.
+
+The bits of a candidate depend on its recipe alone: not on the batch it is made in, not on whether it is made in an arena or tensor by
+tensor. Tests hold this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mergeopt.evaluation.arena import DeltaArena
+from mergeopt.genomes.coefficients import ParameterValues
+from mergeopt.models.layout import Layout, Segment
+from mergeopt.operators.contract import Arguments, Dense, Linear, MergeOperator, Plan, Static, check_plan
+
+__all__ = ["CHUNK", "Materializer", "stream"]
+
+CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
+ELEMENTS = 1 << 20  # elements per call of an elementwise rule, to bound its temporaries
+WIDE = 4  # rows beyond which a product with one candidate may sum in another order than one with several (seen from 8 on)
+
+Values = Mapping[str, ParameterValues]
+"""The parameter values of one candidate, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring tensors that share plans: elements [start, end) of a row, and a tensor to look parameter values up at."""
+
+    start: int
+    end: int
+    tensor: int
+
+
+class Materializer:
+    """An operator, prepared for one layout, making candidates that share its fixed parameters.
+
+    Args:
+        layout: what is made.
+        operator: the rule.
+        like: parameter values of any candidate to be made: gives the groupings and the fixed values.
+        device: where candidates are made.
+    """
+
+    def __init__(self, layout: Layout, operator: MergeOperator, like: Values, device: torch.device) -> None:
+        self.layout, self.operator, self.device = layout, operator, device
+        fixed = _Fixed(like)
+        self.arena = DeltaArena(operator.rows(fixed.at(0), len(layout.pool.expert_names)), layout, device)
+        overall = _overall(layout, operator, fixed, device)
+        states: list[Hashable] = []
+        for index, segment in enumerate(layout.segments):
+            base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
+            out = self.arena.rows[:, segment.start : segment.end]
+            states.append(operator.prepare(base, experts, fixed.at(index), overall, out))
+        self._cells = _cells(layout.segments, states, like)
+
+    def __call__(self, candidates: Sequence[Values], out: torch.Tensor) -> list[str | None]:
+        """Write the weights of n candidates into rows [n, P] and return what is wrong with each, None where nothing is.
+
+        Args:
+            candidates: parameter values, with the groupings and fixed values this was prepared for.
+            out: rows of a candidate arena, any float dtype.
+        """
+        errors: list[str | None] = [None] * len(candidates)
+        for start in range(0, len(candidates), CHUNK):
+            for indices, arguments_at in _alike(candidates[start : start + CHUNK], self.device):
+                rows = [start + index for index in indices]
+                for state, runs in self._cells:
+                    plan = self.operator.lower(state, arguments_at(runs[0].tensor))
+                    check_plan(plan, len(rows), len(self.arena.rows), self.operator.name)
+                    _note(plan, rows, errors)
+                    for run in runs:
+                        _execute(plan, self.arena.rows[:, run.start : run.end], out, rows, run.start)
+        return errors
+
+
+def stream(layout: Layout, operator: MergeOperator, values: Values, device: torch.device) -> Iterator[tuple[Segment, torch.Tensor]]:
+    """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape]. Memory: one tensor times its rows."""
+    fixed = _Fixed(values)
+    overall = _overall(layout, operator, fixed, device)
+    (_, arguments_at) = _alike([values], device)[0]
+    for index, segment in enumerate(layout.segments):
+        base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
+        rows = torch.zeros((operator.rows(fixed.at(index), len(experts)), base.numel()), dtype=torch.float32, device=device)
+        state = operator.prepare(base, experts, fixed.at(index), overall, rows)
+        plan = operator.lower(state, arguments_at(index))
+        check_plan(plan, 1, len(rows), operator.name)
+        out = torch.empty((1, base.numel()), dtype=torch.float32, device=device)
+        _execute(plan, rows, out, [0], 0)
+        yield segment, out.view(segment.shape)
+
+
+class _Fixed:
+    """The fixed parameters of a search, by tensor."""
+
+    def __init__(self, values: Values) -> None:
+        self._spread = {name: (v.param.kind, v.spread()) for name, v in values.items() if v.static}
+
+    def at(self, tensor: int) -> Static:
+        return {name: value if kind == "choice" else value[tensor] for name, (kind, value) in self._spread.items()}
+
+
+def _overall(layout: Layout, operator: MergeOperator, fixed: _Fixed, device: torch.device) -> Any:
+    surveys: list[Any] = []
+    for index, segment in enumerate(layout.segments):
+        if index and surveys[0] is None:
+            return None  # the rule works tensor by tensor
+        base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
+        surveys.append(operator.survey(base, experts, fixed.at(index)))
+    return operator.finish(surveys)
+
+
+def _cells(segments: Sequence[Segment], states: Sequence[Hashable], like: Values) -> list[tuple[Hashable, list[_Run]]]:
+    """Group tensors with equal states and equal places in every grouping; neighbours become one run."""
+    places = [v.grouping.weights for v in like.values() if v.param.kind != "choice"]
+    cells: dict[tuple[Hashable, tuple[bytes, ...]], list[_Run]] = {}
+    last: object = None
+    for index, (segment, state) in enumerate(zip(segments, states, strict=True)):
+        key = (state, tuple(weights[index].tobytes() for weights in places))
+        runs = cells.setdefault(key, [])
+        if runs and key == last and state is None:
+            runs[-1] = _Run(runs[-1].start, segment.end, runs[-1].tensor)
+        else:
+            runs.append(_Run(segment.start, segment.end, index))
+        last = key
+    return [(state, runs) for (state, _), runs in cells.items()]
+
+
+def _alike(candidates: Sequence[Values], device: torch.device) -> list[tuple[list[int], Callable[[int], Arguments]]]:
+    """Split candidates by their choices; per part: which candidates, and their arguments at a tensor."""
+    parts: dict[tuple[Any, ...], list[int]] = {}
+    for index, values in enumerate(candidates):
+        parts.setdefault(tuple(v.values for v in values.values() if v.param.kind == "choice"), []).append(index)
+    return [(indices, _arguments([candidates[i] for i in indices], device)) for indices in parts.values()]
+
+
+def _arguments(candidates: Sequence[Values], device: torch.device) -> Callable[[int], Arguments]:
+    spread: dict[str, Any] = {}
+    for name, first in candidates[0].items():
+        if first.param.kind == "choice":
+            spread[name] = first.values
+        else:
+            spread[name] = torch.from_numpy(np.stack([values[name].spread() for values in candidates], axis=1)).to(device)
+
+    def at(tensor: int) -> Arguments:
+        return {name: value[tensor] if isinstance(value, torch.Tensor) else value for name, value in spread.items()}
+
+    return at
+
+
+def _note(plan: Plan, rows: Sequence[int], errors: list[str | None]) -> None:
+    if isinstance(plan, Linear):
+        good = torch.isfinite(plan.coefficients).all(dim=1).tolist()
+        for row, fine in zip(rows, good, strict=True):
+            if not fine:
+                errors[row] = "its coefficients are not finite (do its weights add up to zero?)"
+
+
+def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
+    """Run a plan over rows [R, S] into elements [start, start + S) of some rows of out."""
+    end = start + rows.shape[1]
+    if isinstance(plan, Linear):
+        _multiply(plan.coefficients.to(torch.float32), rows, out, where, slice(start, end))
+    elif isinstance(plan, Dense):
+        whole = rows.reshape(len(rows), *plan.shape)
+        for candidate, row in enumerate(where):
+            out[row, start:end] = plan.function(candidate, whole).reshape(-1)
+    else:
+        for at in range(0, end - start, ELEMENTS):
+            part = rows[:, at : at + ELEMENTS]
+            for candidate, row in enumerate(where):
+                out[row, start + at : start + at + part.shape[1]] = plan.function(candidate, part)
+
+
+def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], place: slice) -> None:
+    if len(coefficients) == 1 and len(rows) > WIDE:
+        # A product of one row with many is a matrix-vector product, which sums in another order: a second, unused row keeps the bits.
+        out[where[0], place] = torch.mm(coefficients.expand(2, -1), rows)[0]
+    elif out.dtype == torch.float32 and list(where) == list(range(where[0], where[0] + len(where))):
+        torch.mm(coefficients, rows, out=out[where[0] : where[0] + len(where), place])
+    else:
+        out[list(where), place] = torch.mm(coefficients, rows).to(out.dtype)

@@ -1,0 +1,296 @@
+"""What a user asks for, as objectives: a metric on a task, or a plain function of a live model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
+from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records, Score, Task
+
+__all__ = ["Constraint", "FunctionObjective", "ObjectiveFunction", "TaskObjective", "load_function"]
+
+Constraint = tuple[float | None, float | None]
+ObjectiveFunction = Callable[[torch.nn.Module, Items | None, torch.device], Any]
+"""Takes a live model, the items of the part asked for (None without a task) and the device; returns a number, or one number per item."""
+
+
+class TaskObjective:
+    """A metric of a task's records.
+
+    Args:
+        name: unique within the problem.
+        task: what the model is asked to do, and on which data.
+        metric: makes a number of the records.
+        direction: which way is better, None for the metric's own.
+        constraint: bounds (lowest, highest) of a feasible candidate, None where there is no bound.
+
+    Raises:
+        ConfigError: direction or constraint is malformed.
+    """
+
+    def __init__(
+        self, name: str, task: Task, metric: Metric, *, direction: Direction | None = None, constraint: Constraint | None = None
+    ) -> None:
+        way = _direction(name, direction or metric.direction)
+        worst = metric.worst if way == metric.direction else None
+        self.task = task
+        self.metric = metric
+        self._info = ObjectiveInfo(name, way, worst=worst, constraint=_constraint(name, constraint), decomposable=metric.decomposable)
+
+    @property
+    def info(self) -> ObjectiveInfo:
+        """The objective as data."""
+        return self._info
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the task's data."""
+        return self.task.parts
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Content hashes of the data, the metric, and the task's `settings` where it has any; JSON-able."""
+        return {
+            "task": self.task.name,
+            "settings": dict(getattr(self.task, "settings", {})),
+            "items": {part: self.task.items(part).hash for part in self.task.parts},
+            "metric": self.metric.name,
+        }
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise `DataError` when the model does not fit the task."""
+        self.task.check(model)
+
+    def score(self, model: torch.nn.Module, part: Part, device: torch.device, memo: dict[Any, Records]) -> Score:
+        """Measure a live model; objectives on the same task share its records through `memo`.
+
+        Raises:
+            CandidateError: the value is not finite.
+            DataError: the task's records lack a column that the metric needs.
+        """
+        key = (id(self.task), part)
+        if key not in memo:
+            memo[key] = self.task.records(model, part, device)
+        records = memo[key]
+        name = self._info.name
+        for column in self.metric.requires:
+            if column not in records:
+                raise DataError(
+                    f"objective {name!r}: the metric {self.metric.name!r} needs the column {column!r}, which the task "
+                    f"{self.task.name!r} does not record; {nearest(column, records)}"
+                )
+        value = float(self.metric.aggregate(records))
+        items = len(self.task.items(part))
+        if not math.isfinite(value):
+            raise CandidateError(
+                f"objective {name!r}: {self.metric.name} over {items} items of the {part} part is {value}, not a finite number"
+            )
+        return Score(value, _finite(self.metric.standard_error(records)), items, records)
+
+
+class FunctionObjective:
+    """A plain function of a live model.
+
+    The function is called as `function(model, items, device)` without gradients and returns one number, or one number per item, whose
+    mean is then the value. It must not change the model. What it raises is not caught here.
+
+    Args:
+        name: unique within the problem.
+        function: the function.
+        items: the task whose items it gets; None for a function that needs no data of ours.
+        direction: which way is better.
+        constraint: bounds (lowest, highest) of a feasible candidate, None where there is no bound.
+        worst: value that no sensible candidate falls below (or above, minimising), None when the scale is unknown.
+        source: what identifies the function's code besides its name; None for a hash of the file that defines it.
+
+    Raises:
+        ConfigError: the function cannot be called with three arguments, or direction or constraint is malformed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: ObjectiveFunction,
+        *,
+        items: Task | None,
+        direction: Direction,
+        constraint: Constraint | None = None,
+        worst: float | None = None,
+        source: str | None = None,
+    ) -> None:
+        _check_call(name, function)
+        self.function = function
+        self.task = items
+        self.source = source if source is not None else _source_hash(function)
+        # a function sees a whole part at once, so it cannot be measured on a few items first
+        self._info = ObjectiveInfo(
+            name, _direction(name, direction), worst=worst, constraint=_constraint(name, constraint), decomposable=False
+        )
+
+    @property
+    def info(self) -> ObjectiveInfo:
+        """The objective as data."""
+        return self._info
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the task's data; both for a function without data."""
+        return self.task.parts if self.task is not None else ("search", "report")
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The function's name, its source and the content hashes of its items; JSON-able."""
+        items = {part: self.task.items(part).hash for part in self.task.parts} if self.task is not None else {}
+        return {"function": _name_of(self.function), "source": self.source, "items": items}
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise `DataError` when the model does not fit the task."""
+        if self.task is not None:
+            self.task.check(model)
+
+    def score(self, model: torch.nn.Module, part: Part, device: torch.device, memo: dict[Any, Records]) -> Score:
+        """Call the function on a live model.
+
+        Raises:
+            CandidateError: it returned something else than a finite number or one finite number per item.
+        """
+        items = self.task.items(part) if self.task is not None else None
+        with torch.no_grad():
+            returned = self.function(model, items, device)
+        values = self._values(returned, None if items is None else len(items))
+        if values.ndim == 0:
+            return Score(float(values), None, len(items) if items is not None else 0)
+        error = float(values.std(ddof=1) / math.sqrt(values.size)) if values.size >= 2 else None
+        return Score(float(values.mean()), error, values.size, {"value": values})
+
+    def _values(self, returned: Any, count: int | None) -> npt.NDArray[np.float64]:
+        wanted = "one number, or a 1-D array of numbers" if count is None else f"one number, or {count} numbers (one per item)"
+        prefix = f"objective {self._info.name!r}: expected from {_name_of(self.function)} {wanted}, got"
+        try:
+            array = np.asarray(returned.detach().cpu().double() if isinstance(returned, torch.Tensor) else returned)
+        except (TypeError, ValueError) as error:
+            raise CandidateError(f"{prefix} a {type(returned).__name__}: {error}") from error
+        if array.dtype.kind not in "biuf":
+            raise CandidateError(
+                f"{prefix} {returned!r:.80}" if returned is None else f"{prefix} a {type(returned).__name__}: {returned!r:.80}"
+            )
+        if array.ndim > 1 or (array.ndim == 1 and array.size != (count or array.size)) or not array.size:
+            raise CandidateError(f"{prefix} shape {list(array.shape)}")
+        values = array.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(values.reshape(-1)))
+        if bad.size:
+            where = f" at item {bad[0]} ({bad.size} of {values.size} are not finite)" if values.ndim else ""
+            raise CandidateError(f"{prefix} {values.reshape(-1)[bad[0]]}{where}")
+        return values
+
+
+def load_function(spec: str, root: Path) -> ObjectiveFunction:
+    """Import a function from a user's file.
+
+    Args:
+        spec: `path/to/file.py:name`.
+        root: folder that a relative path starts from.
+
+    Raises:
+        ConfigError: the file or the name is missing, the name is no function, or the file raises when imported.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path or not name:
+        raise ConfigError(f"function: expected 'path/to/file.py:name', got {spec!r}")
+    file = (root / path).resolve()
+    if not file.is_file():
+        raise ConfigError(f"function: no such file: {file} (from {spec!r})")
+    module = _import(file)
+    if not hasattr(module, name):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("__")]
+        raise ConfigError(f"function: {file} defines no {name!r}; {nearest(name, functions)}")
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"function: {name!r} of {file} is a {type(found).__name__}, not a function")
+    function: ObjectiveFunction = found
+    return function
+
+
+def _import(file: Path) -> ModuleType:
+    # named by path and content: two files of one name, or an edited file, are different modules
+    identity = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:16]
+    name = f"mergeopt_user_{identity}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"function: {file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up there
+    sys.path.insert(0, str(file.parent))  # so that the file can import its neighbours, as a script can
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the guard around the user's file
+        del sys.modules[name]
+        raise ConfigError(f"function: importing {file} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
+
+
+def _check_call(name: str, function: Any) -> None:
+    if not callable(function):
+        raise ConfigError(f"objective {name!r}: expected a function of (model, items, device), got a {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins have none
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"objective {name!r}: {_name_of(function)}{signature} cannot be called with (model, items, device): {error}"
+        ) from error
+
+
+def _source_hash(function: Any) -> str | None:
+    inner = getattr(function, "func", function)  # functools.partial
+    try:
+        file = inspect.getsourcefile(inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner))
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file is not None else None
+    except (OSError, TypeError):  # typed at a prompt, or built in
+        return None
+
+
+def _name_of(function: Any) -> str:
+    inner = getattr(function, "func", function)
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+
+
+def _direction(name: str, direction: str) -> Direction:
+    for known in get_args(Direction):
+        if direction == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f"objective {name!r}: unknown direction {direction!r}; {nearest(str(direction), get_args(Direction))}")
+
+
+def _constraint(name: str, constraint: Constraint | None) -> Constraint | None:
+    if constraint is None:
+        return None
+    lowest, highest = constraint
+    if lowest is None and highest is None:
+        raise ConfigError(f"objective {name!r}: the constraint bounds nothing; give min, max or both")
+    if lowest is not None and highest is not None and lowest > highest:
+        raise ConfigError(f"objective {name!r}: no value is at least {lowest} and at most {highest}; swap the constraint's bounds")
+    return constraint
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,42 @@
+"""From a live model to scores: every objective once, with the one guard around code that users wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mergeopt.errors import CandidateError
+from mergeopt.task import Objective, Part, Records, Score
+
+__all__ = ["score_model"]
+
+
+def score_model(model: torch.nn.Module, objectives: Sequence[Objective], part: Part, device: torch.device) -> dict[str, Score]:
+    """Measure every objective on a live model.
+
+    Args:
+        model: in evaluation mode, on the device.
+        objectives: what to measure; those that share a task share one pass over its data.
+        part: which data.
+        device: where the model is.
+
+    Raises:
+        CandidateError: an objective raised, or gave a value that is not finite; the message names it.
+    """
+    memo: dict[Any, Records] = {}
+    scores: dict[str, Score] = {}
+    for objective in objectives:
+        name = objective.info.name
+        try:
+            score = objective.score(model, part, device, memo)
+        except CandidateError:
+            raise
+        except Exception as error:
+            raise CandidateError(f"objective {name!r} raised {type(error).__name__}: {error}") from error
+        if not math.isfinite(score.value):
+            raise CandidateError(f"objective {name!r} gave {score.value}, expected a finite number")
+        scores[name] = score
+    return scores

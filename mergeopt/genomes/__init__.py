@@ -1,0 +1,1 @@
+"""What may vary in a search, and how it is coded."""

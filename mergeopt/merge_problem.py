@@ -1,0 +1,273 @@
+"""Merging as a problem: a pool of models, an operator, what may vary, and objectives measured on live models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mergeopt.errors import ConfigError, nearest
+from mergeopt.evaluation.device import pick_device, pick_dtype
+from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.genomes.coefficients import CoefficientSpace
+from mergeopt.models.layout import Layout
+from mergeopt.models.pool import Pool
+from mergeopt.operators.contract import MergeOperator
+from mergeopt.operators.function import OperatorFactory
+from mergeopt.problem import Evaluation, ProblemInfo, Proposal
+from mergeopt.recipe import Argument, Recipe, Source, content_hash
+from mergeopt.registry import load
+from mergeopt.task import Objective, Part
+
+__all__ = ["BASELINES", "MergeMaterials", "MergeProblem", "find_operator"]
+
+BASELINES = ("base", "experts", "uniform")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeMaterials:
+    """What a problem plug-in provides in place of base, experts and objectives of a run file.
+
+    Args:
+        name: of the problem, for people.
+        base: path of the base model.
+        experts: paths of the experts by name, in order.
+        objectives: what is measured.
+    """
+
+    name: str
+    base: str
+    experts: Mapping[str, str]
+    objectives: Sequence[Objective]
+
+
+class MergeProblem:
+    """Search over the parameters of a merge operator.
+
+    Args:
+        pool: base and experts.
+        operator: registered name, an operator, or a function decorated with `merge_operator`.
+        objectives: what is measured, one or more.
+        variant: of the operator.
+        groups: default grouping of searched parameters: `model`, `layer`, `tensor`, `{"blocks": n}` or a mapping of names to regexes.
+        parameters: what varies, as in a run file; None searches every parameter over its declared range.
+        dtype: of the merged weights, `float32` or `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        batch: candidates made at a time.
+        name: for people.
+        baselines: what every result is held against, of `base`, `experts`, `uniform`.
+
+    Raises:
+        ConfigError: the operator, its parameters, or the objectives cannot be used as asked.
+        DataError: an objective cannot be measured on this model.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        operator: str | MergeOperator | OperatorFactory,
+        objectives: Sequence[Objective],
+        *,
+        variant: str = "paper",
+        groups: Any = "model",
+        parameters: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        batch: int = 8,
+        name: str = "merge",
+        baselines: Sequence[str] = BASELINES,
+    ) -> None:
+        self.pool, self.name, self._baselines = pool, name, tuple(baselines)
+        self.operator = find_operator(operator, variant)
+        _check_experts(self.operator, pool)
+        self.objectives = _checked(objectives)
+        self.coefficients = CoefficientSpace(self.operator, parameters, pool.names, pool.expert_names, groups=groups)
+        self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
+        self.layout = Layout(pool)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The evaluator; making it loads the models."""
+        evaluator = Evaluator(self.layout, self.objectives, self._find_operator, dtype=self.dtype, device=self.device, batch=self.batch)
+        evaluator.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
+        return evaluator
+
+    @cached_property
+    def info(self) -> ProblemInfo:
+        """The problem as data."""
+        objectives = tuple(objective.info for objective in self.objectives)
+        return ProblemInfo(self.name, self.coefficients.space, objectives, content_hash(self._identity))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """`search`, and `report` when every objective holds data out."""
+        held_out = all("report" in objective.parts for objective in self.objectives)
+        return ("search", "report") if held_out else ("search",)
+
+    def decode(self, genome: npt.NDArray[np.float64]) -> Recipe:
+        """Return the recipe of a genome [d]."""
+        return self._recipe(self.operator, self.coefficients.decode(genome))
+
+    def encode(self, recipe: Recipe) -> npt.NDArray[np.float64]:
+        """Return the genome [d] of a recipe.
+
+        Raises:
+            ConfigError: the recipe is of another operator, other models, or lies outside the space.
+        """
+        ours = self.decode(np.full(self.coefficients.space.dim, 0.5))
+        for what in ("operator", "variant", "exclude", "dtype"):
+            if getattr(recipe, what) != getattr(ours, what):
+                raise ConfigError(
+                    f"a starting point must be a recipe of this search: {what} is {getattr(recipe, what)!r}, here {getattr(ours, what)!r}"
+                )
+        if [s.hash for s in (recipe.base, *recipe.experts)] != [s.hash for s in (ours.base, *ours.experts)]:
+            raise ConfigError("a starting point must be a recipe over these very models; its sources have other contents")
+        return self.coefficients.encode(recipe.arguments)
+
+    def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
+        """Make and score proposals in order."""
+        recipes = [p.recipe if p.recipe is not None else self.decode(np.asarray(p.genome)) for p in proposals]
+        for outcome in self.evaluator.evaluate(recipes, part):
+            yield Evaluation(outcome.scores, outcome.error, outcome.seconds)
+
+    def baselines(self) -> list[Proposal]:
+        """Base, every expert (`expert:NAME`) and the uniform soup."""
+        experts = self.pool.expert_names
+        nothing = dict.fromkeys(experts, 0.0)
+        base = [Proposal("base", recipe=self._mix("task_arithmetic", nothing))]
+        single = [Proposal(f"expert:{name}", recipe=self._mix("task_arithmetic", nothing | {name: 1.0})) for name in experts]
+        uniform = [Proposal("uniform", recipe=self._mix("linear", dict.fromkeys(experts, 1.0)))]
+        found = {"base": base, "experts": single, "uniform": uniform}
+        return [proposal for kind in self._baselines for proposal in found[kind]]
+
+    def starting_points(self, kind: str) -> list[Proposal]:
+        """Return starting points of a search: `experts` (each alone) or `uniform` (equal weights that add up to one).
+
+        Raises:
+            ConfigError: another kind, or the space does not hold them.
+        """
+        experts = self.pool.expert_names
+        if kind == "uniform":
+            return [Proposal("init:uniform", self.coefficients.weighted(dict.fromkeys(experts, 1.0 / len(experts))))]
+        if kind == "experts":
+            nothing = dict.fromkeys(experts, 0.0)
+            return [Proposal(f"init:{name}", self.coefficients.weighted(nothing | {name: 1.0})) for name in experts]
+        raise ConfigError(
+            f"init: expected experts, uniform, a recipe file or a run folder, got {kind!r}; {nearest(kind, ['experts', 'uniform'])}"
+        )
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What determines the scores (content hashes of models and data, operator, space), where the models are, and how they are run."""
+        base, experts = self._sources
+        paths = {source.name: source.path for source in (base, *experts)}
+        return {**self._identity, "paths": paths, "evaluator": self.evaluator.fingerprint}
+
+    @cached_property
+    def _identity(self) -> Mapping[str, Any]:
+        base, experts = self._sources
+        return {
+            "base": base.hash,
+            "experts": {source.name: source.hash for source in experts},
+            "architecture": dict(self.pool.architecture.description),
+            "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant},
+            "fixed": {name: _plain(a) for name, a in self._midpoint.arguments.items() if a.static},
+            "space": self.coefficients.space.describe(),
+            "exclude": list(self.pool.exclude),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "objectives": [{"name": o.info.name, "direction": o.info.direction, **o.fingerprint} for o in self.objectives],
+        }
+
+    def memory(self) -> Mapping[str, int]:
+        """Predicted bytes: of what the operator prepares, of the candidates, of the live model and of the largest tensor's temporaries."""
+        rows = self.operator.rows({n: None for n, a in self._midpoint.arguments.items() if a.static}, len(self.pool.expert_names))
+        width = torch.empty(0, dtype=self.dtype).element_size()
+        model = sum(self.pool.base.spec(name).elements for name in self.pool.base.names) * width
+        largest = max(segment.end - segment.start for segment in self.layout.segments)
+        return {
+            "prepared": rows * self.layout.size * 4,
+            "candidates": self.batch * self.layout.size * width,
+            "model": model,
+            "temporary": 3 * rows * largest * 4,
+        }
+
+    @cached_property
+    def _sources(self) -> tuple[Source, tuple[Source, ...]]:
+        base = Source("base", self.pool.base.path, self.pool.base.hash)
+        return base, tuple(Source(name, expert.path, expert.hash) for name, expert in self.pool.experts.items())
+
+    @cached_property
+    def _midpoint(self) -> Recipe:
+        return self.decode(np.full(self.coefficients.space.dim, 0.5))
+
+    def _find_operator(self, name: str, variant: str) -> MergeOperator:
+        if (name, variant) == (self.operator.name, self.operator.variant):
+            return self.operator
+        return find_operator(name, variant)
+
+    def _mix(self, operator: str, weights: Mapping[str, float]) -> Recipe:
+        rule = find_operator(operator, "paper")
+        arguments = {
+            param.name: Argument("model", None, {"model": dict(weights) if param.name == "weight" else param.default}, static=True)
+            for param in rule.params
+        }
+        return self._recipe(rule, arguments)
+
+    def _recipe(self, operator: MergeOperator, arguments: Mapping[str, Argument]) -> Recipe:
+        base, experts = self._sources
+        return Recipe(
+            base=base,
+            experts=experts,
+            operator=operator.name,
+            operator_version=operator.version,
+            variant=operator.variant,
+            arguments=arguments,
+            exclude=self.pool.exclude,
+            dtype=str(self.dtype).removeprefix("torch."),
+            carry=self.pool.carry.owners,
+        )
+
+
+def find_operator(operator: str | MergeOperator | OperatorFactory, variant: str = "paper") -> MergeOperator:
+    """Return an operator by name, or the one given.
+
+    Args:
+        operator: registered name, operator, or decorated function.
+        variant: which variant of a named one.
+
+    Raises:
+        PluginError: no operator has that name.
+        ConfigError: it has no such variant.
+    """
+    factory = load("operators", operator) if isinstance(operator, str) else operator
+    if not isinstance(factory, type | OperatorFactory):
+        return factory
+    if variant not in factory.variants:  # type: ignore[union-attr]
+        raise ConfigError(f"merge: operator {operator!r} has no variant {variant!r}; {nearest(variant, factory.variants)}")  # type: ignore[union-attr]
+    found: MergeOperator = factory(variant=variant)
+    return found
+
+
+def _check_experts(operator: MergeOperator, pool: Pool) -> None:
+    count, least, most = len(pool.expert_names), operator.requires.min_experts, operator.requires.max_experts
+    if count < least or (most is not None and count > most):
+        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
+        raise ConfigError(f"merge: operator {operator.name!r} merges {wanted} experts, got {count}: {', '.join(pool.expert_names)}")
+
+
+def _checked(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
+    names = [objective.info.name for objective in objectives]
+    if not names:
+        raise ConfigError("objectives: expected one or more, got none")
+    repeated = [name for index, name in enumerate(names) if name in names[:index]]
+    if repeated:
+        raise ConfigError(f"objectives: the name {repeated[0]!r} stands twice; names must be unique")
+    return tuple(objectives)
+
+
+def _plain(argument: Argument) -> dict[str, Any]:
+    return {"groups": argument.groups, "curve": argument.curve, "values": dict(argument.values)}

@@ -1,0 +1,260 @@
+"""What kind of model is made: builds it, and knows which stored tensor becomes which of its parameters and buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mergeopt.errors import MismatchError, SourceError
+from mergeopt.models.checkpoint import Checkpoint
+
+__all__ = ["Architecture", "HubArchitecture", "ModuleArchitecture", "TensorMap", "quiet_transformers"]
+
+IGNORED = re.compile(r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
+"""Stored buffers of older versions that today's models compute themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMap:
+    """Which stored tensor becomes which tensor of the live model.
+
+    Args:
+        live: stored name -> name in the live model, in the live model's order; tied tensors appear once, under one name.
+        tied: stored name -> the stored name it is a second copy of; their contents must be equal.
+        ignored: stored names that the model computes itself.
+        parameters: stored names of trainable parameters; what is left of `live` are buffers.
+    """
+
+    live: Mapping[str, str]
+    tied: Mapping[str, str]
+    ignored: tuple[str, ...]
+    parameters: frozenset[str]
+
+
+class Architecture(Protocol):
+    """How to build the model, and how its stored tensors are named."""
+
+    def skeleton(self) -> torch.nn.Module:
+        """Return the model without storage (on the meta device)."""
+        ...
+
+    def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+        """Return the model in evaluation mode with the base's weights."""
+        ...
+
+    def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
+        """Return stored name -> name in the live model, for all stored names, known or not."""
+        ...
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write the model into an empty folder, under the names it had on disk."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What identifies the architecture, JSON-able."""
+        ...
+
+
+class HubArchitecture:
+    """A transformers model, as the `config.json` of a folder describes it. Remote code is never run.
+
+    Args:
+        folder: a Hugging Face model folder.
+
+    Raises:
+        SourceError: `config.json` is missing, damaged, or names no class of transformers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_data = _read_config(folder)
+        names = self.config_data.get("architectures")
+        if not (isinstance(names, list) and names and isinstance(names[0], str)):
+            raise SourceError(
+                f"{folder / 'config.json'} does not say which class the model is: expected a key 'architectures', got {names!r}"
+            )
+        self.class_name: str = names[0]
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"class": self.class_name, "model_type": self.config_data.get("model_type")}
+
+    def skeleton(self) -> torch.nn.Module:
+        with torch.device("meta"), quiet_transformers():
+            model: torch.nn.Module = self._model_class()(self._config())
+        return model.eval()
+
+    def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+        with quiet_transformers():
+            model: torch.nn.Module = self._model_class().from_pretrained(
+                self.folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        return model.eval()
+
+    def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        transforms = get_model_conversion_mapping(skeleton)  # type: ignore[arg-type]
+        renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        state = skeleton.state_dict()
+        prefix = getattr(skeleton, "base_model_prefix", None)
+        names: dict[str, str] = {}
+        for name in stored:
+            renamed, converted = rename_source_key(name, renamings, converters, prefix, state)
+            if converted is not None:
+                raise MismatchError(
+                    f"{self.class_name} stores {name!r} in another form than it computes with (split or fused on loading); such models cannot be "
+                    "merged yet"
+                )
+            names[name] = renamed
+        return names
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        with quiet_transformers():
+            model.save_pretrained(folder)  # type: ignore[operator]
+
+    def _model_class(self) -> Any:
+        import transformers
+
+        found = getattr(transformers, self.class_name, None)
+        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+            raise SourceError(
+                f"{self.folder / 'config.json'} names the class {self.class_name!r}, which transformers {transformers.__version__} does not have"
+            )
+        return found
+
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise SourceError(f"transformers cannot use {self.folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+
+
+class ModuleArchitecture:
+    """Any `torch.nn.Module`; its stored tensors have the names of its state dict.
+
+    Args:
+        build: returns a new module; called on the meta device too.
+        name: what to call it in results, by default the class's name.
+    """
+
+    def __init__(self, build: Callable[[], torch.nn.Module], name: str | None = None) -> None:
+        self.build = build
+        self.name = name
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"class": self.name or type(self.skeleton()).__name__, "model_type": None}
+
+    def skeleton(self) -> torch.nn.Module:
+        with torch.device("meta"):
+            return self.build().eval()
+
+    def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+        model = self.build().to(dtype=dtype)
+        model.load_state_dict({name: base.read(name) for name in base.names if not IGNORED.search(name)}, strict=False)
+        return model.eval()
+
+    def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
+        return {name: name for name in stored}
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        from safetensors.torch import save_model
+
+        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def tensor_map(architecture: Architecture, stored: Sequence[str], source: str) -> TensorMap:
+    """Return which stored tensor becomes which tensor of the live model.
+
+    Args:
+        architecture: of the model.
+        stored: names of all tensors of a checkpoint.
+        source: the checkpoint's name, for messages.
+
+    Raises:
+        MismatchError: the model needs a tensor that is not stored, or a stored one has no place in the model.
+    """
+    skeleton = architecture.skeleton()
+    tensors = _persistent(skeleton)
+    first_name: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first_name.setdefault(id(tensor), name)
+    renamed = architecture.live_names(stored, skeleton)
+    by_tensor: dict[str, list[str]] = {}
+    ignored: list[str] = []
+    unknown: list[str] = []
+    for name in stored:
+        found = tensors.get(renamed[name])
+        if found is not None:
+            by_tensor.setdefault(first_name[id(found)], []).append(name)
+        else:
+            (ignored if IGNORED.search(name) else unknown).append(name)
+    needed = list(dict.fromkeys(first_name.values()))
+    missing = [name for name in needed if name not in by_tensor]
+    if unknown or missing:
+        lines = [f"{source} does not fit its own architecture ({architecture.description['class']}):"]
+        lines += [f"  missing: {name}" for name in missing] + [f"  no place for: {name}" for name in unknown]
+        raise MismatchError("\n".join(lines))
+    live: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    for name in needed:
+        chosen = next((stored_name for stored_name in by_tensor[name] if renamed[stored_name] == name), by_tensor[name][0])
+        live[chosen] = name
+        tied.update({other: chosen for other in by_tensor[name] if other != chosen})
+    trainable = {name for name, _ in skeleton.named_parameters()}
+    return TensorMap(live, tied, tuple(ignored), frozenset(name for name, to in live.items() if to in trainable))
+
+
+def _persistent(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return all tensors of the state dict by name, tied ones under every name, as the very objects the module holds."""
+    kept = set(model.state_dict(keep_vars=True))
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in kept:
+            tensors[name] = parameter
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in kept:
+            tensors[name] = buffer
+    return tensors
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceError(f"{folder} has no config.json, so it is no Hugging Face model folder") from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{file} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise SourceError(f"{file} should hold a JSON object, it holds {type(data).__name__}")
+    return data
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and notices for the length of a block; what was set before comes back."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

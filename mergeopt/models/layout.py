@@ -1,0 +1,70 @@
+"""What is being made: the flat order of all merged tensors, and the live model whose weights they become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mergeopt.models.groups import layer_labels
+from mergeopt.models.pool import Pool
+
+__all__ = ["Layout", "Segment"]
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One merged tensor's place in a flat row.
+
+    Args:
+        name: stored name.
+        live: name in the live model.
+        start: first element.
+        end: one past the last element.
+        shape: of the tensor.
+        layer: label of its layer.
+    """
+
+    name: str
+    live: str
+    start: int
+    end: int
+    shape: tuple[int, ...]
+    layer: str
+
+
+class Layout:
+    """The flat order of a pool's merged tensors, in the model's order, each starting at a multiple of 64 elements.
+
+    Args:
+        pool: the models.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        segments: list[Segment] = []
+        start = 0
+        for name, layer in zip(pool.names, layer_labels(pool.names), strict=True):
+            spec = pool.base.spec(name)
+            segments.append(Segment(name, pool.tensors.live[name], start, start + spec.elements, spec.shape, layer))
+            start += -(-spec.elements // ALIGNMENT) * ALIGNMENT
+        self.segments: tuple[Segment, ...] = tuple(segments)
+        self.size = start
+
+    @property
+    def elements(self) -> int:
+        """Number of merged parameters, padding not counted."""
+        return sum(segment.end - segment.start for segment in self.segments)
+
+    def live_model(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """Return a new model in evaluation mode holding the base's weights; counters are the largest of all sources."""
+        pool = self.pool
+        model = pool.architecture.load(pool.base, dtype).to(device)
+        state = model.state_dict(keep_vars=True)
+        for name, reason in pool.coverage.copied.items():
+            if reason.startswith("counter"):
+                largest = torch.stack([source.read(name) for source in (pool.base, *pool.experts.values())]).amax(0)
+                state[pool.tensors.live[name]].copy_(largest)
+        return model.requires_grad_(False)

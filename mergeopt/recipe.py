@@ -1,0 +1,193 @@
+"""A candidate as data: which sources, which operator, which arguments per group; enough to remake the model bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mergeopt.errors import RecipeError
+
+__all__ = ["Argument", "Recipe", "Source", "canonical_json", "content_hash", "ordered_json"]
+
+FORMAT = 1
+
+
+def canonical_json(data: Any) -> str:
+    """Return JSON with sorted keys and no spaces; floats round-trip exactly; NaN and infinities are refused."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def ordered_json(data: Any) -> str:
+    """Return JSON that keeps the order of keys, which is the user's; NaN and infinities are refused."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(data: Any) -> str:
+    """Return the SHA-256 (hex) of JSON-able data, independent of key order."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint by name, place and content.
+
+    Args:
+        name: `base`, or the expert's name.
+        path: folder, file or hub id; where it was found, not part of its identity.
+        hash: content hash of its tensors.
+    """
+
+    name: str
+    path: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """The values of one operator parameter.
+
+    Args:
+        groups: the grouping, as in a run file (`model`, `layer`, `{"blocks": 8}`, `tensor`, or a mapping of names to regexes).
+        curve: number of control points along depth, None for one value per group.
+        values: per knot (group or control point) a value, or a value per expert name.
+        static: whether it was fixed for the whole search; rules may then do its work once (it selects the arithmetic, hence the bits).
+    """
+
+    groups: Any
+    curve: int | None
+    values: Mapping[str, Any]
+    static: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A merge, as data.
+
+    Args:
+        base: the model merged into.
+        experts: the models merged, in the user's order.
+        operator: registered name of the rule.
+        operator_version: version of the rule; another version may give other bits.
+        variant: of the rule.
+        arguments: per parameter.
+        exclude: regexes of tensors left as they are in the base.
+        dtype: of the merged weights.
+        carry: which source hands on tokenizer, processor, chat template and generation settings, by kind.
+    """
+
+    base: Source
+    experts: tuple[Source, ...]
+    operator: str
+    operator_version: int
+    variant: str
+    arguments: Mapping[str, Argument]
+    exclude: tuple[str, ...] = ()
+    dtype: str = "float32"
+    carry: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Content hash of all that determines the weights; paths do not count."""
+        data = self.to_json()
+        for source in [data["base"], *data["experts"]]:
+            del source["path"]
+        del data["carry"]
+        return content_hash(data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON-able data; `from_json` is the way back."""
+        return {
+            "format": FORMAT,
+            "base": _source_json(self.base),
+            "experts": [_source_json(source) for source in self.experts],
+            "operator": {"name": self.operator, "version": self.operator_version, "variant": self.variant},
+            "arguments": {
+                name: {"groups": argument.groups, "curve": argument.curve, "static": argument.static, "values": dict(argument.values)}
+                for name, argument in self.arguments.items()
+            },
+            "exclude": list(self.exclude),
+            "dtype": self.dtype,
+            "carry": dict(self.carry),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Recipe:
+        """Read a recipe back.
+
+        Raises:
+            RecipeError: a key is missing or unknown, or has another type than a recipe's.
+        """
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"expected a recipe (a JSON object), got {type(data).__name__}")
+        if data.get("format") != FORMAT:
+            raise RecipeError(f"expected a recipe of format {FORMAT}, got format {data.get('format')!r}")
+        try:
+            return cls(
+                base=_source(data["base"]),
+                experts=tuple(_source(source) for source in data["experts"]),
+                operator=_text(data["operator"]["name"]),
+                operator_version=int(data["operator"]["version"]),
+                variant=_text(data["operator"]["variant"]),
+                arguments={
+                    _text(name): Argument(a["groups"], a["curve"], dict(a["values"]), bool(a["static"]))
+                    for name, a in data["arguments"].items()
+                },
+                exclude=tuple(_text(pattern) for pattern in data["exclude"]),
+                dtype=_text(data["dtype"]),
+                carry={_text(kind): _text(name) for kind, name in data["carry"].items()},
+            )
+        except KeyError as error:
+            raise RecipeError(f"damaged recipe: the key {error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecipeError(f"damaged recipe: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: the file is missing, is no JSON, or is no recipe.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"{path} is no JSON: {error}") from error
+        return cls.from_json(data)
+
+    def relocated(self, places: Mapping[str, str]) -> Recipe:
+        """Return the recipe with other paths for some sources, by name.
+
+        Raises:
+            RecipeError: a name is not a source of this recipe.
+        """
+        known = [self.base.name, *(source.name for source in self.experts)]
+        for name in places:
+            if name not in known:
+                raise RecipeError(f"the recipe has no source {name!r}; it has {', '.join(known)}")
+        return replace(
+            self,
+            base=replace(self.base, path=places.get(self.base.name, self.base.path)),
+            experts=tuple(replace(source, path=places.get(source.name, source.path)) for source in self.experts),
+        )
+
+
+def _source_json(source: Source) -> dict[str, Any]:
+    return {"name": source.name, "path": source.path, "hash": source.hash}
+
+
+def _source(data: Any) -> Source:
+    return Source(_text(data["name"]), _text(data["path"]), _text(data["hash"]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value

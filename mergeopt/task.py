@@ -1,0 +1,155 @@
+"""Tasks, metrics and objectives: per-item records of a live model, and the numbers that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy.typing as npt
+import torch
+
+__all__ = ["Direction", "Items", "Metric", "Objective", "ObjectiveInfo", "Part", "Records", "Score", "Task"]
+
+Direction = Literal["maximize", "minimize"]
+Part = Literal["search", "report"]
+Records = Mapping[str, npt.NDArray[Any]]
+"""Columns by name, each [items], numbers or fixed-width text, in the fixed order of the items."""
+
+
+@runtime_checkable
+class Items(Protocol):
+    """The items of one part of a task's data, in a fixed order."""
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the items, their order and their preprocessing."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        """Return one item: what the model gets, as tensors by argument name, and its `label`."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Data together with what a model is asked to do with it."""
+
+    name: str
+
+    def items(self, part: Part) -> Items:
+        """Return the items of a part; search and report parts are disjoint. The same object every time.
+
+        Raises:
+            DataError: the part is empty or was not given.
+        """
+        ...
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that this task has data for."""
+        ...
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise `DataError` when the model cannot be asked this (too few logits, say); called once, before anything is scored."""
+        ...
+
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
+        """Run the model in evaluation mode over a part and return one record per item, in item order."""
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Makes one number of per-item records.
+
+    A decomposable metric is the mean of a per-item value: it can be raced and its standard error is that of a mean. Any other is a
+    function of all records together; its standard error is bootstrapped.
+    """
+
+    name: str
+    direction: Direction
+    decomposable: bool
+    worst: float | None
+    requires: Sequence[str]
+
+    def aggregate(self, records: Records) -> float:
+        """Return the value of the metric over records that have the columns `requires`."""
+        ...
+
+    def standard_error(self, records: Records) -> float | None:
+        """Return the standard error of the aggregate over items, None when there are too few items to say."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveInfo:
+    """One objective, as data.
+
+    Args:
+        name: unique within the problem.
+        direction: natural direction.
+        worst: value that no sensible candidate falls below, the hypervolume's reference; None when the scale is unknown.
+        constraint: bounds (lowest, highest) that a feasible candidate keeps, None where there is no bound.
+        decomposable: whether the value is a mean of per-item values.
+    """
+
+    name: str
+    direction: Direction
+    worst: float | None = None
+    constraint: tuple[float | None, float | None] | None = None
+    decomposable: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """One objective's value of one candidate on one part of the data, in the natural direction.
+
+    Args:
+        value: the aggregate.
+        standard_error: of the value over items; None when unknown.
+        items: how many items it rests on.
+        records: per-item columns [items]; empty when the objective has none.
+    """
+
+    value: float
+    standard_error: float | None = None
+    items: int = 0
+    records: Records = field(default_factory=dict)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is optimized: something to be measured on a live model, and which way is better."""
+
+    @property
+    def info(self) -> ObjectiveInfo:
+        """The objective as data."""
+        ...
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the data it can be measured on."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What determines its values besides the model (data hashes, preprocessing, code); JSON-able."""
+        ...
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise `DataError` when the model cannot be measured; called once, before anything is scored."""
+        ...
+
+    def score(self, model: torch.nn.Module, part: Part, device: torch.device, memo: dict[Any, Records]) -> Score:
+        """Measure a live model.
+
+        Args:
+            model: in evaluation mode, on the device; it must not be changed.
+            part: which data.
+            device: where the model is.
+            memo: records of this very model by (task, part), shared by the objectives so that each task runs once.
+        """
+        ...
