@@ -1,0 +1,221 @@
+"""Image classification: any Hugging Face image classifier, judged on all its logits or on the task's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
+from mergeopt.task import Part, Records
+from mergeopt_problems.image_data import ImageSource, Pictures, read
+from mergeopt_problems.image_items import ImageItems
+from mergeopt_problems.image_preprocessing import preparation
+
+__all__ = ["ImageClassification", "ImageTask"]
+
+Classes = str | Sequence[int] | None
+
+
+class ImageTask:
+    """Image classification on prepared items.
+
+    Args:
+        name: for people.
+        parts: the items by part.
+        classes: which logits the task is judged on, the i-th being the data's label i: their indices, or a regex that the names of the
+            model's `id2label` must match in full (`mnist:.*`); None for all.
+        batch: images scored at a time; fixed, since it may change the last bits of a score.
+
+    Raises:
+        ConfigError: batch is below 1, or classes is neither of these.
+    """
+
+    def __init__(self, *, name: str, parts: Mapping[Part, ImageItems], classes: Classes = None, batch: int = 64) -> None:
+        if batch < 1:
+            raise ConfigError(f"batch: expected at least 1, got {batch}")
+        _check_classes(classes)
+        self.name = name
+        self.classes = classes if classes is None or isinstance(classes, str) else [int(index) for index in classes]
+        self.batch = batch
+        self._items = dict(parts)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that this task has data for."""
+        return tuple(self._items)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What determines the records besides model and items; JSON-able."""
+        return {"classes": self.classes, "batch": self.batch}
+
+    def items(self, part: Part) -> ImageItems:
+        """Return the items of a part, the same object every time.
+
+        Raises:
+            DataError: the part was not given.
+        """
+        if part not in self._items:
+            raise DataError(f"task {self.name!r} has no {part} part; {nearest(part, self._items)}. Name its split in the task's data")
+        return self._items[part]
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Run one image through a model and compare its logits with the labels.
+
+        Raises:
+            DataError: the image does not fit the model, or a label has no logit.
+        """
+        logits = _logits_of(self._classes_of(model), self._probe(model))
+        for part, items in self._items.items():
+            highest = int(items.labels.max())
+            if highest >= logits.shape[1]:
+                raise DataError(
+                    f"task {self.name!r}: the {part} part has the label {highest}, but is judged on {logits.shape[1]} logits "
+                    f"(labels 0 to {logits.shape[1] - 1}); correct `classes:` or the data"
+                )
+
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
+        """Return `loss` (cross-entropy in nats over the task's own logits, float32), `prediction` and `label` (int64), each [items].
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        items = self.items(part)
+        classes = self._classes_of(model)
+        dtype = next(model.parameters()).dtype
+        losses: list[torch.Tensor] = []
+        predictions: list[torch.Tensor] = []
+        training = model.training
+        if training:
+            model.eval()
+        try:
+            with torch.inference_mode():
+                for pixels, labels in items.batches(self.batch):
+                    logits = _logits_of(classes, model(pixel_values=pixels.to(device, dtype)).logits)
+                    if not bool(torch.isfinite(logits).all()):
+                        raise CandidateError(f"task {self.name!r}: the model's logits on the {part} part are not finite")
+                    losses.append(F.cross_entropy(logits, labels.to(device), reduction="none").cpu())
+                    predictions.append(logits.argmax(dim=1).cpu())
+        finally:
+            if training:
+                model.train()
+        return {"loss": _joined(losses), "prediction": _joined(predictions), "label": items.labels.numpy().copy()}
+
+    def _probe(self, model: torch.nn.Module) -> torch.Tensor:
+        image = next(iter(self._items.values())).pixels[:1]
+        weight = next(model.parameters())
+        try:
+            with torch.inference_mode():
+                logits = getattr(model(pixel_values=image.to(weight.device, weight.dtype)), "logits", None)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"task {self.name!r}: the model does not take images [n, {_shape(image)}]: {reason}") from error
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            raise DataError(f"task {self.name!r}: expected a model with logits [n, classes], got {type(model).__name__}")
+        return logits
+
+    def _classes_of(self, model: torch.nn.Module) -> list[int] | None:
+        if not isinstance(self.classes, str):
+            count = getattr(getattr(model, "config", None), "num_labels", None)
+            if self.classes is not None and count is not None and max(self.classes) >= count:
+                raise DataError(f"task {self.name!r}: classes names the logit {max(self.classes)}, but the model has {count}")
+            return self.classes
+        names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+        found = [index for index, name in sorted(names.items()) if re.fullmatch(self.classes, str(name))]
+        if not found:
+            some = ", ".join(str(name) for _, name in sorted(names.items())[:5])
+            raise DataError(
+                f"task {self.name!r}: classes {self.classes!r} matches none of the model's {len(names)} label names ({some}, ...)"
+            )
+        return found
+
+
+class ImageClassification(ImageTask):
+    """Image classification on data that `datasets` reads.
+
+    Args:
+        data: where pictures and labels are, as `ImageSource`: at least `path` and `search`.
+        classes: see `ImageTask`.
+        preprocess: `mean` and `std` (a number, or one per channel) applied to pixels / 255; this or `processor`.
+        processor: model folder (or `hf://owner/name`) whose image processor prepares the pictures.
+        limit: at most so many images a part, drawn stratified by label; None for all.
+        seed: of that draw.
+        batch: images scored at a time.
+        name: for people.
+
+    Raises:
+        ConfigError: an option is unknown or contradicts another.
+        DataError: the data cannot be read, or a part is empty.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Mapping[str, Any],
+        classes: Classes = None,
+        preprocess: Mapping[str, Any] | None = None,
+        processor: str | Path | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        batch: int = 64,
+        name: str = "image_classification",
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit: expected at least 1, got {limit}")
+        _check_classes(classes)
+        source = ImageSource.of(data)
+        prepare = preparation(preprocess, processor)
+        parts: dict[Part, ImageItems] = {}
+        for part, pictures in read(source).items():
+            kept = _stratified(pictures, limit, seed)
+            parts[part] = ImageItems(prepare(kept.pictures), torch.from_numpy(kept.labels), settings=prepare.settings)
+        super().__init__(name=name, parts=parts, classes=classes, batch=batch)
+
+
+def _stratified(pictures: Pictures, limit: int | None, seed: int) -> Pictures:
+    count = len(pictures.labels)
+    if limit is None or limit >= count:
+        return pictures
+    # an item's place within its own class, from 0 to 1: the lowest places hold each class in its share
+    order = np.random.default_rng(seed).permutation(count)
+    place = np.empty(count)
+    for label in np.unique(pictures.labels):
+        members = order[pictures.labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    kept = np.sort(order[np.argsort(place[order], kind="stable")[:limit]])
+    return Pictures([pictures.pictures[row] for row in kept], pictures.labels[kept])
+
+
+def _check_classes(classes: Classes) -> None:
+    if classes is None:
+        return
+    if isinstance(classes, str):
+        try:
+            re.compile(classes)
+        except re.error as error:
+            raise ConfigError(f"classes: {classes!r} is no regular expression: {error}") from error
+        return
+    whole = all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in classes)
+    if not classes or not whole or len(set(classes)) != len(classes):
+        raise ConfigError(f"classes: expected distinct indices of logits from 0, or a regex over label names, got {classes!r}")
+
+
+def _logits_of(classes: list[int] | None, logits: torch.Tensor) -> torch.Tensor:
+    own = logits if classes is None else logits[:, classes]
+    return own.to(torch.float32)
+
+
+def _joined(chunks: Sequence[torch.Tensor]) -> npt.NDArray[Any]:
+    joined: npt.NDArray[Any] = torch.cat(list(chunks)).numpy()
+    return joined
+
+
+def _shape(image: torch.Tensor) -> str:
+    return ", ".join(str(size) for size in image.shape[1:])
