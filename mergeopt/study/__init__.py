@@ -1,0 +1,1 @@
+"""Runs: the one loop, the store, the front, and what is made of a front's points."""

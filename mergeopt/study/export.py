@@ -1,0 +1,181 @@
+"""Writes a candidate as an ordinary model folder, loads it back, and holds its scores against what was promised."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergeopt.errors import ExportError, RecipeError, StoreError
+from mergeopt.evaluation.device import pick_device, pick_dtype
+from mergeopt.evaluation.evaluator import recipe_values
+from mergeopt.evaluation.materialize import stream
+from mergeopt.evaluation.score import score_model
+from mergeopt.merge_problem import find_operator
+from mergeopt.models.architecture import HubArchitecture
+from mergeopt.models.checkpoint import Checkpoint
+from mergeopt.models.layout import Layout
+from mergeopt.models.pool import Pool
+from mergeopt.operators.contract import MergeOperator
+from mergeopt.recipe import Recipe
+from mergeopt.study.card import model_card
+from mergeopt.task import Objective
+
+__all__ = ["ExportReport", "export_model", "make_model", "open_pool"]
+
+ROUNDING = 1e-5
+"""Largest relative difference of a score that counts as rounding: another machine or thread count may sum in another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, and how its scores compare with the stored ones.
+
+    Args:
+        folder: of the model.
+        coverage: how many stored tensors were merged, copied, excluded and tied.
+        scores: objective -> score of the reloaded folder; empty when nothing was scored.
+        promised: objective -> score that the store holds.
+        exact: whether all scores are equal bit for bit.
+    """
+
+    folder: Path
+    coverage: Mapping[str, int]
+    scores: Mapping[str, float]
+    promised: Mapping[str, float]
+    exact: bool
+
+
+def export_model(
+    pool: Pool,
+    recipe: Recipe,
+    to: str | Path,
+    *,
+    operator: MergeOperator | None = None,
+    objectives: Sequence[Objective] = (),
+    promised: Mapping[str, float] | None = None,
+    device: str = "auto",
+) -> ExportReport:
+    """Make a recipe's model, write it as a folder, load the folder back and score it.
+
+    The folder appears under its name only when all of that has gone well.
+
+    Args:
+        pool: the recipe's models.
+        recipe: the candidate.
+        to: folder to write; it must not exist, or be empty.
+        operator: the recipe's operator, None to find it by name.
+        objectives: what to score the reloaded model by, on the search part.
+        promised: objective -> value the reloaded model must score.
+        device: where to score.
+
+    Raises:
+        StoreError: the folder is taken or cannot be written.
+        RecipeError: the models are not the recipe's.
+        ExportError: the reloaded model scores something else than promised.
+    """
+    folder = Path(to)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder} is already there and not empty; choose another folder")
+    _check_sources(pool, recipe)
+    model = make_model(pool, recipe, operator)
+    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        _write(pool, recipe, model, partial, promised or {})
+        del model
+        scores = _rescore(pool, partial, recipe, objectives, device)
+        report = _compare(folder, pool, scores, promised or {})
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def make_model(pool: Pool, recipe: Recipe, operator: MergeOperator | None = None) -> torch.nn.Module:
+    """Return a new model on the CPU holding the recipe's weights, made tensor by tensor."""
+    layout, dtype = Layout(pool), pick_dtype(recipe.dtype)
+    rule = operator or find_operator(recipe.operator, recipe.variant)
+    values = recipe_values(rule, recipe, layout, {})
+    model = layout.live_model(dtype, torch.device("cpu"))
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for segment, tensor in stream(layout, rule, values, torch.device("cpu")):
+            state[segment.live].copy_(tensor)
+    return model
+
+
+def open_pool(recipe: Recipe) -> Pool:
+    """Open the models of a recipe, checked against its hashes.
+
+    Raises:
+        SourceError: a model is not where the recipe says; `Recipe.relocated` gives another place.
+        RecipeError: a model has other contents than the recipe's.
+    """
+    pool = Pool(recipe.base.path, {source.name: source.path for source in recipe.experts}, exclude=recipe.exclude, carry=recipe.carry)
+    _check_sources(pool, recipe)
+    return pool
+
+
+def _check_sources(pool: Pool, recipe: Recipe) -> None:
+    for source, checkpoint in [(recipe.base, pool.base), *((s, pool.experts[s.name]) for s in recipe.experts)]:
+        if checkpoint.hash != source.hash:
+            raise RecipeError(
+                f"{source.name} ({checkpoint.path}) is not the model this recipe was made with: content hash {checkpoint.hash[:12]}..., "
+                f"the recipe says {source.hash[:12]}...; name the right one with --map {source.name}=PATH"
+            )
+
+
+def _write(pool: Pool, recipe: Recipe, model: torch.nn.Module, folder: Path, promised: Mapping[str, float]) -> None:
+    pool.architecture.save(model, folder)
+    for name, source in pool.carry.files.items():
+        shutil.copyfile(source, folder / name)
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(recipe, promised), encoding="utf-8")
+
+
+def _rescore(pool: Pool, folder: Path, recipe: Recipe, objectives: Sequence[Objective], device: str) -> dict[str, float]:
+    written = Checkpoint(folder)
+    _check_written(pool, written)
+    if not objectives:
+        return {}
+    place = pick_device(device)
+    architecture = HubArchitecture(folder) if isinstance(pool.architecture, HubArchitecture) else pool.architecture
+    model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
+    return {name: score.value for name, score in score_model(model, objectives, "search", place).items()}
+
+
+def _check_written(pool: Pool, written: Checkpoint) -> None:
+    expected = set(pool.tensors.live)
+    missing = sorted(expected - set(written.names))
+    if missing:
+        raise ExportError(f"{len(missing)} of {len(expected)} tensors were not written, for instance {missing[0]}; nothing was kept")
+
+
+def _compare(folder: Path, pool: Pool, scores: Mapping[str, float], promised: Mapping[str, float]) -> ExportReport:
+    wrong = [
+        f"{name}: stored {promised[name]!r}, reloaded {scores[name]!r}"
+        for name in promised
+        if name in scores and abs(scores[name] - promised[name]) > ROUNDING * max(1.0, abs(promised[name]))
+    ]
+    if wrong:
+        raise ExportError(f"the model written for {folder} does not score what the store says ({'; '.join(wrong)}); nothing was kept")
+    coverage = pool.coverage
+    counts = {
+        "merged": len(coverage.merged),
+        "copied": len(coverage.copied),
+        "excluded": len(coverage.excluded),
+        "tied": len(coverage.tied),
+    }
+    compared: dict[str, Any] = {name: scores[name] for name in promised if name in scores}
+    return ExportReport(folder, counts, scores, dict(promised), all(compared[name] == promised[name] for name in compared))

@@ -1,0 +1,132 @@
+"""From a run file to a run: problem, strategy, starting points, and the random search it is held against."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mergeopt.config import RunFile, build_problem, build_strategy, strategy_from
+from mergeopt.errors import ConfigError
+from mergeopt.merge_problem import MergeProblem
+from mergeopt.problem import Problem, Proposal
+from mergeopt.recipe import Recipe, content_hash
+from mergeopt.study.run import Progress, Run, optimize
+from mergeopt.study.store import read_header
+
+__all__ = ["Launch", "cache_folder", "starting_points"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launch:
+    """A run file, ready to run.
+
+    Args:
+        run_file: what to do.
+        root: folder that its relative input paths start from.
+    """
+
+    run_file: RunFile
+    root: Path
+
+    def run(self, *, resume: bool = False, progress: Callable[[Progress], None] | None = None) -> Run:
+        """Run it to the end or to a signal.
+
+        Raises:
+            UserError: the run file asks for what cannot be had; nothing was written.
+            Failure: nothing could be scored, or the strategy broke its contract.
+        """
+        run_file = self.run_file
+        if run_file.budget is None:
+            raise ConfigError("budget: a search needs one, for instance budget: {evaluations: 200}")
+        if run_file.out is None:
+            raise ConfigError("out: a search needs a folder to write to; add out: to the run file or give --out")
+        strategy = build_strategy(run_file)
+        problem = build_problem(run_file, self.root)
+        _check_baselines(run_file, problem)
+        return optimize(
+            problem,
+            strategy,
+            budget=run_file.budget.evaluations,
+            seed=run_file.seed,
+            out=run_file.out,
+            init=starting_points(problem, run_file.init, self.root),
+            batch=run_file.batch,
+            resume=resume,
+            header=self._header(),
+            progress=progress,
+        )
+
+    def random_search(self, run: Run, *, progress: Callable[[Progress], None] | None = None) -> Run | None:
+        """Return a random search of the same problem, budget and seed, from the cache where it has been run before.
+
+        None when the run file does not list `random` among its baselines.
+        """
+        run_file = self.run_file
+        if "random" not in run_file.baselines or run_file.budget is None:
+            return None
+        budget = run_file.budget.evaluations
+        key = content_hash([run.info.fingerprint, run_file.seed, run_file.batch, run_file.baselines])
+        out = cache_folder() / "random" / key[:32]
+        begun = read_header(out) is not None
+        problem = build_problem(run_file, self.root)
+        return optimize(
+            problem,
+            strategy_from("random"),
+            budget=budget,
+            seed=run_file.seed,
+            out=out,
+            batch=run_file.batch,
+            resume=begun,
+            progress=progress,
+        )
+
+    def _header(self) -> Mapping[str, Any]:
+        return {"strategy": self.run_file.strategy, "run_file": self.run_file.model_dump(mode="json"), "root": str(self.root.resolve())}
+
+
+def starting_points(problem: Problem, entries: list[str], root: Path) -> list[Proposal]:
+    """Return the starting points a run file names.
+
+    Args:
+        problem: whose space they must lie in.
+        entries: `experts`, `uniform`, the path of a recipe file, or of a run folder (its front).
+        root: folder that relative paths start from.
+
+    Raises:
+        ConfigError: a point does not lie in the space, or there is nothing of that name.
+    """
+    points: list[Proposal] = []
+    for entry in entries:
+        place = root / entry
+        if place.suffix == ".json":
+            points.append(Proposal(f"init:{entry}", _encode(problem, Recipe.load(place))))
+        elif place.is_dir():
+            front = Run.open(place).front
+            points += [Proposal(f"init:{entry}:{p.trial}", _encode(problem, p.recipe) if p.recipe else p.genome) for p in front.points]
+        elif isinstance(problem, MergeProblem):
+            points += problem.starting_points(entry)
+        else:
+            raise ConfigError(f"init: this problem starts from recipe files or run folders only, got {entry!r}")
+    return points
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: the environment variable MERGEOPT_CACHE, else the user's cache folder."""
+    named = os.environ.get("MERGEOPT_CACHE")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("mergeopt"))
+
+
+def _encode(problem: Problem, recipe: Recipe) -> Any:
+    if not isinstance(problem, MergeProblem):
+        raise ConfigError("init: a recipe is a starting point of merge problems only")
+    return problem.encode(recipe)
+
+
+def _check_baselines(run_file: RunFile, problem: Problem) -> None:
+    if not isinstance(problem, MergeProblem) and run_file.init and set(run_file.init) & {"experts", "uniform"}:
+        raise ConfigError("init: experts and uniform are starting points of merge problems only")

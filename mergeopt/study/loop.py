@@ -1,0 +1,352 @@
+"""The one loop of every run: ask, evaluate, store, tell; resuming is the same loop, answered from the store as far as it reaches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mergeopt.errors import CandidateError, ConfigError, Failure, StoreError, StrategyError
+from mergeopt.problem import Evaluation, Problem, Proposal
+from mergeopt.recipe import ordered_json
+from mergeopt.strategy import Ask, AskState, Candidate, Result, Status, Strategy
+from mergeopt.study.front import reference_point
+from mergeopt.study.interrupt import Interrupt
+from mergeopt.study.snapshot import Publisher, search_front
+from mergeopt.study.store import Store
+from mergeopt.study.trial import Kind, Trial, losses, proposal_key, violations
+from mergeopt.task import ObjectiveInfo, Part
+
+__all__ = ["Plan", "Search"]
+
+PATIENCE = 50  # batches of nothing but duplicates before a search counts as exhausted
+HOPELESS = 20  # charged candidates that all failed before a run gives up
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a run was asked to do: units of budget, candidates per ask, and starting points."""
+
+    budget: int
+    batch: int
+    init: tuple[Proposal, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Item:
+    """A proposal on its way, with the key of its duplicates and the reason why it could not even be decoded."""
+
+    proposal: Proposal
+    key: str
+    error: str | None = None
+
+
+class Search:
+    """One pass of the loop over a store that is empty (a new run) or not (a resumed one).
+
+    Args:
+        problem: what is searched.
+        strategy: set up, not yet asked.
+        store: of this very run; open.
+        plan: what to do.
+        publisher: told of every step.
+    """
+
+    def __init__(self, problem: Problem, strategy: Strategy, store: Store, plan: Plan, publisher: Publisher) -> None:
+        self._problem = problem
+        self._strategy = strategy
+        self._store = store
+        self._plan = plan
+        self._publisher = publisher
+        self._objectives = problem.info.objectives
+        self._stored = store.trials()
+        self._reference: tuple[float, ...] | None = None
+        self._trials: list[Trial] = []
+        self._first: dict[str, Trial] = {}  # key -> the trial that was really evaluated
+        self._charged: dict[str, None] = {}  # keys that the budget has paid for, in order
+        self._failures: list[str] = []  # reasons, of charged trials
+        self._repeats = 0  # uncharged candidates in a row
+        self._phase = "baselines"
+        self._interrupt = Interrupt()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials so far; after `run`, as stored."""
+        return self._trials
+
+    @property
+    def reference(self) -> tuple[float, ...] | None:
+        """The hypervolume's reference point, None while unknown."""
+        return self._reference
+
+    def run(self) -> tuple[str, str]:
+        """Run to the end or to a signal, and return the state (`finished` or `interrupted`) with the reason.
+
+        Raises:
+            StoreError: the store cannot be written, or holds another run's trials.
+            StrategyError: the strategy broke its contract, or does not repeat what it asked before.
+            Failure: nothing could be scored.
+        """
+        with self._interrupt:
+            reason = self._work()
+        if self._interrupt.requested is not None:
+            return "interrupted", self._interrupt.requested
+        return "finished", reason
+
+    def _work(self) -> str:
+        self._baselines()
+        self._starting_points()
+        reason = self._ask_and_tell()
+        if self._interrupt.requested is None:
+            if self._charged and len(self._failures) == len(self._charged):
+                raise self._nothing_scored()
+            self._report()
+        return reason
+
+    def _baselines(self) -> None:
+        self._score("baseline", [_item(proposal) for proposal in self._problem.baselines()])
+        if self._interrupt.requested is None:
+            self._fix_reference("baseline")
+
+    def _starting_points(self) -> None:
+        self._phase = "starting points"
+        trials = self._score("init", [_item(proposal) for proposal in self._plan.init])
+        if self._interrupt.requested is None:
+            pairs = [(Candidate(trial.genome), trial) for trial in trials if trial.genome is not None]
+            self._tell(pairs)
+            self._fix_reference("init")
+
+    def _ask_and_tell(self) -> str:
+        self._phase = "search"
+        while len(self._charged) < self._plan.budget and self._interrupt.requested is None:
+            n = min(self._plan.batch, self._plan.budget - len(self._charged))
+            asked = self._strategy.ask(n)
+            candidates = self._checked(asked, n)
+            trials = self._score("asked", [self._decoded(candidate) for candidate in candidates])
+            if len(trials) < len(candidates):
+                break
+            self._tell(list(zip(candidates, trials, strict=True)))
+            self._fix_reference("asked")
+            if self._repeats >= PATIENCE * self._plan.batch:
+                return f"exhausted: the last {self._repeats} candidates repeat earlier ones"
+            if asked.state in (AskState.DONE, AskState.EXHAUSTED):
+                return f"the strategy is {asked.state.value}"
+        return "budget"
+
+    def _report(self) -> None:
+        """Score the baselines and the front's members on the report part, as far as that has not been done."""
+        self._phase = "report"
+        if "report" not in self._problem.parts:
+            return
+        front = {point.trial for point in search_front(self._trials, self._objectives, self._reference).points}
+        wanted = [trial for trial in self._trials if trial.ok and (trial.kind == "baseline" or trial.number in front)]
+        origins = sorted({trial.origin for trial in wanted if "report" not in self._trials[trial.origin].scores})
+        proposals = [Proposal(t.name, t.genome, t.recipe) for t in (self._trials[number] for number in origins)]
+        stream = self._evaluations(proposals, "report")
+        for number in origins:
+            evaluation = next(stream)
+            self._store.rescore(number, "report", replace(evaluation, error=_verdict(evaluation, self._objectives)))
+            self._publish()
+            if self._interrupt.requested is not None:
+                break
+        self._trials = self._store.trials()
+
+    def _score(self, kind: Kind, items: Sequence[_Item]) -> list[Trial]:
+        """Return one trial per item, in order; fewer when a signal came."""
+        trials = [self._replayed(kind, item) for item in items[: max(0, len(self._stored) - len(self._trials))]]
+        rest = items[len(trials) :]
+        stream = self._evaluations(self._unseen(rest), "search")
+        for item in rest:
+            if self._interrupt.requested is not None:
+                break
+            trial = self._fresh(kind, item, stream)
+            self._store.append(trial)
+            trial = _light(trial)
+            trials.append(trial)
+            self._note(trial)
+            self._publish()
+        return trials
+
+    def _unseen(self, items: Sequence[_Item]) -> list[Proposal]:
+        keys = dict.fromkeys(self._first)
+        unseen = []
+        for item in items:
+            if item.key not in keys and item.error is None:
+                unseen.append(item.proposal)
+            keys[item.key] = None
+        return unseen
+
+    def _evaluations(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
+        done = 0
+        while done < len(proposals):
+            try:
+                for evaluation in self._problem.evaluate(proposals[done:], part):
+                    done += 1
+                    yield evaluation
+            except CandidateError as error:  # the problem's stream is over; the proposals behind this one are asked for again
+                done += 1
+                yield Evaluation({}, str(error))
+            else:
+                if done < len(proposals):
+                    raise Failure(
+                        f"the problem {self._problem.info.name!r} must yield an evaluation per proposal: {done} came for {len(proposals)}"
+                    )
+
+    def _fresh(self, kind: Kind, item: _Item, stream: Iterator[Evaluation]) -> Trial:
+        proposal, twin = item.proposal, self._first.get(item.key)
+        recipe = proposal.recipe
+        trial = Trial(
+            number=len(self._trials),
+            kind=kind,
+            name=proposal.name,
+            genome=proposal.genome,
+            recipe_json=None if recipe is None else ordered_json(recipe.to_json()),
+            key=item.key,
+            status=Status.FAILED,
+            error=item.error,
+            charged=kind != "baseline" and item.key not in self._charged,
+            created=time.time(),
+        )
+        if twin is not None:
+            return replace(trial, status=twin.status, error=twin.error, duplicate_of=twin.number, scores=twin.scores)
+        if item.error is not None:
+            return trial
+        evaluation = next(stream)
+        error = _verdict(evaluation, self._objectives)
+        trial = replace(trial, error=error, seconds=dict(evaluation.seconds))
+        if error is not None:
+            return trial
+        scores = {objective.name: evaluation.scores[objective.name] for objective in self._objectives}
+        return replace(trial, status=Status.OK, scores={"search": scores})
+
+    def _replayed(self, kind: Kind, item: _Item) -> Trial:
+        trial = self._stored[len(self._trials)]
+        if kind != trial.kind or not _same_bits(trial, item):
+            raise self._mismatch(kind, trial, item)
+        self._note(trial)
+        return trial
+
+    def _mismatch(self, kind: Kind, trial: Trial, item: _Item) -> StoreError | StrategyError:
+        if kind != "asked" or trial.kind != "asked":
+            return StoreError(
+                f"cannot resume {self._store.folder}: its trial {trial.number} is {trial.kind} {trial.name!r}, but now "
+                f"{kind} {item.proposal.name!r} is in its place; give the same starting points and baselines, or start in another folder"
+            )
+        info = self._strategy.info
+        return StrategyError(
+            f"cannot resume {self._store.folder}: the strategy {info.name!r} (version {info.version}) is not replayable: it asked another "
+            f"candidate {trial.number} than the stored one. Use the library versions named in the run's header, or start a run in another "
+            "folder with this run's front as starting points"
+        )
+
+    def _note(self, trial: Trial) -> None:
+        self._trials.append(trial)
+        if trial.duplicate_of is None:
+            self._first[trial.key] = trial
+        if not trial.charged:
+            self._repeats += trial.kind == "asked"
+            return
+        self._repeats = 0
+        self._charged[trial.key] = None
+        if not trial.ok:
+            self._failures.append(trial.error or "unknown")
+        if len(self._charged) == len(self._failures) == HOPELESS:
+            raise self._nothing_scored()
+
+    def _nothing_scored(self) -> Failure:
+        reason, times = Counter(self._failures).most_common(1)[0]
+        return Failure(
+            f"nothing could be scored: all of the first {len(self._failures)} candidates failed, {times} of them with: {reason}. "
+            "Correct that and start in another folder"
+        )
+
+    def _checked(self, asked: Ask, n: int) -> tuple[Candidate, ...]:
+        name = self._strategy.info.name
+        if len(asked.candidates) > n:
+            raise StrategyError(f"the strategy {name!r} was asked for at most {n} candidates and gave {len(asked.candidates)}")
+        if not asked.candidates and asked.state in (AskState.READY, AskState.WAITING):
+            raise StrategyError(
+                f"the strategy {name!r} gave no candidate and says {asked.state.value!r}, though all results were told; "
+                "expected DONE or EXHAUSTED"
+            )
+        return asked.candidates
+
+    def _decoded(self, candidate: Candidate) -> _Item:
+        try:
+            genome = self._problem.info.space.check(candidate.genome)
+        except ConfigError as error:
+            raise StrategyError(f"the strategy {self._strategy.info.name!r} asked for what is no point of the space: {error}") from error
+        genome = genome.copy()  # a strategy may go on using its own array
+        proposal = Proposal("asked", genome)
+        try:
+            return _item(replace(proposal, recipe=self._problem.decode(genome)))
+        except CandidateError as error:
+            return replace(_item(proposal), error=f"cannot be made: {error}")
+
+    def _tell(self, pairs: Sequence[tuple[Candidate, Trial]]) -> None:
+        results = [self._result(candidate, trial) for candidate, trial in pairs]
+        if results:
+            self._strategy.tell(results)
+
+    def _result(self, candidate: Candidate, trial: Trial) -> Result:
+        values = trial.vector(self._objectives) if trial.ok else None
+        if values is None:
+            return Result(candidate, Status.FAILED, None)
+        broken = violations(values, self._objectives)
+        return Result(candidate, Status.OK, losses(values, self._objectives), broken if len(broken) else None)
+
+    def _fix_reference(self, kind: Kind) -> None:
+        """Fix the reference point once: from the baselines, or from the first trials told when there are none."""
+        if self._reference is not None:
+            return
+        stored = self._store.header().get("reference")
+        if stored is not None:
+            self._reference = tuple(stored["values"])
+            return
+        known = [row.tolist() for row in (t.vector(self._objectives) for t in self._trials if t.kind == kind and t.ok) if row is not None]
+        point = reference_point(self._objectives, known)
+        if point is None:
+            return
+        source = {objective.name: "declared" if objective.worst is not None else kind for objective in self._objectives}
+        self._store.set({"reference": {"values": list(point), "source": source}})
+        self._reference = point
+
+    def _publish(self) -> None:
+        self._publisher.publish(self._trials, self._reference, self._phase, "running")
+
+
+def _item(proposal: Proposal) -> _Item:
+    return _Item(proposal, proposal_key(proposal))
+
+
+def _light(trial: Trial) -> Trial:
+    """Return the trial as it will be read back: without its records, and with zero of one sign, since SQLite keeps no other."""
+    scores = {
+        part: {name: replace(score, value=score.value + 0.0, records={}) for name, score in by_name.items()}
+        for part, by_name in trial.scores.items()
+    }
+    return replace(trial, scores=scores)
+
+
+def _same_bits(trial: Trial, item: _Item) -> bool:
+    mine, stored = item.proposal.genome, trial.genome
+    if mine is None or stored is None:
+        return mine is stored and item.key == trial.key
+    return item.key == trial.key and mine.shape == stored.shape and mine.tobytes() == np.ascontiguousarray(stored).tobytes()
+
+
+def _verdict(evaluation: Evaluation, objectives: Sequence[ObjectiveInfo]) -> str | None:
+    """Return why an evaluation counts as failed, None when it does not."""
+    if evaluation.error is not None:
+        return evaluation.error
+    for objective in objectives:
+        score = evaluation.scores.get(objective.name)
+        if score is None:
+            return f"objective {objective.name!r} was not scored"
+        if not math.isfinite(score.value):
+            return f"objective {objective.name!r} is {score.value}"
+    return None

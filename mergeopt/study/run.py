@@ -1,0 +1,355 @@
+"""Runs: `optimize` makes or resumes one, `Run` reads what it stored."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mergeopt.config import strategy_from
+from mergeopt.errors import ConfigError, StoreError
+from mergeopt.genomes.space import Choice, Dimension, Float, Int, Simplex, Space
+from mergeopt.merge_problem import MergeProblem
+from mergeopt.problem import Problem, ProblemInfo, Proposal
+from mergeopt.recipe import ordered_json
+from mergeopt.strategy import Budget, Strategy
+from mergeopt.study.database import DATABASE
+from mergeopt.study.export import ExportReport, export_model
+from mergeopt.study.front import Front, FrontPoint
+from mergeopt.study.lock import is_locked
+from mergeopt.study.loop import Plan, Search
+from mergeopt.study.rebuild import rebuild
+from mergeopt.study.snapshot import Progress, Publisher, front_json, search_front
+from mergeopt.study.store import Header, Store, read_header, read_records, read_run
+from mergeopt.study.trial import Trial
+from mergeopt.task import ObjectiveInfo, Part
+
+__all__ = ["Progress", "Run", "optimize"]
+
+PACKAGES = ("mergeopt", "numpy", "torch", "transformers", "moocore", "pymoo")
+DIMENSIONS: dict[str, Callable[..., Dimension]] = {"float": Float, "int": Int, "choice": Choice, "simplex": Simplex}
+
+
+class Run:
+    """A stored run, as of the moment it was read; nothing of it is ever written through this class.
+
+    Args:
+        folder: where it is.
+        header: of the store.
+        trials: of the store, by number.
+        problem: what was searched, where it is at hand.
+    """
+
+    def __init__(self, folder: Path, header: Header, trials: Sequence[Trial], problem: Problem | None = None) -> None:
+        self.folder = folder
+        self._problem = problem
+        self.header = header
+        self.trials: tuple[Trial, ...] = tuple(trials)
+        self._alive = is_locked(folder)
+
+    @classmethod
+    def open(cls, folder: Path | str, problem: Problem | None = None) -> Run:
+        """Read a run, also while another process writes it and where nothing can be written.
+
+        Args:
+            folder: of the run.
+            problem: what was searched, for those who have it at hand; else it is built again from the run file when it is needed.
+
+        Raises:
+            StoreError: there is no run, or its file is damaged or foreign.
+        """
+        place = Path(folder)
+        header, trials = read_run(place)
+        return cls(place, header, trials, problem)
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """The problem itself, able to make and score models.
+
+        Raises:
+            UserError: it cannot be built again: the run was not made from a run file, or its models, data or code are not what they were.
+        """
+        return self._problem if self._problem is not None else rebuild(self.header, self.info.fingerprint)
+
+    @functools.cached_property
+    def info(self) -> ProblemInfo:
+        """The problem as data: name, space, objectives, fingerprint."""
+        data = self.header["problem"]
+        try:
+            space = Space([_dimension(dimension) for dimension in data["space"]])
+            objectives = tuple(_objective(objective) for objective in data["objectives"])
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.folder / DATABASE}: its problem cannot be read ({error}); use the mergeopt version that wrote it"
+            ) from error
+        return ProblemInfo(data["name"], space, objectives, data["fingerprint"])
+
+    @property
+    def objectives(self) -> tuple[ObjectiveInfo, ...]:
+        """The objectives, in order."""
+        return self.info.objectives
+
+    @property
+    def status(self) -> Literal["finished", "interrupted", "running"]:
+        """`running` while a process writes it; a run whose process was killed is `interrupted`."""
+        if self.header.get("state") == "finished":
+            return "finished"
+        return "running" if self._alive else "interrupted"
+
+    @property
+    def reference(self) -> tuple[float, ...] | None:
+        """The hypervolume's reference point in natural directions, fixed before the search began; None while unknown."""
+        stored = self.header.get("reference")
+        return None if stored is None else tuple(stored["values"])
+
+    @property
+    def evaluations(self) -> int:
+        """Units of the budget spent."""
+        return sum(trial.charged for trial in self.trials)
+
+    @property
+    def baselines(self) -> tuple[Trial, ...]:
+        """The points every result is held against, failed ones included."""
+        return tuple(trial for trial in self.trials if trial.kind == "baseline")
+
+    @functools.cached_property
+    def front(self) -> Front:
+        """The non-dominated among the candidates that the budget paid for."""
+        front = search_front(self.trials, self.objectives, self.reference)
+        return front.exportable(self._export)
+
+    def point(self, trial: int) -> FrontPoint:
+        """Return any trial that was scored, to look at or to export.
+
+        Raises:
+            ConfigError: there is no such trial, or it failed.
+        """
+        if not 0 <= trial < len(self.trials):
+            raise ConfigError(f"{self.folder} has no trial {trial}; it has 0 to {len(self.trials) - 1}")
+        if not self.trials[trial].ok:
+            raise ConfigError(f"trial {trial} of {self.folder} failed ({self.trials[trial].error}), so there is nothing to export")
+        alone = Front.of_trials([self.trials[trial]], self.objectives, self.reference)
+        return alone.exportable(self._export).points[0]
+
+    def _export(self, point: FrontPoint, to: str | Path) -> ExportReport:
+        problem = self.problem
+        if point.recipe is None or not isinstance(problem, MergeProblem):
+            raise ConfigError(f"{self.folder} searched the problem {self.info.name!r}, which makes no models; there is nothing to export")
+        operator = problem.operator if problem.operator.name == point.recipe.operator else None
+        promised, objectives = point.values, problem.objectives
+        device = str(problem.device)
+        return export_model(problem.pool, point.recipe, to, operator=operator, objectives=objectives, promised=promised, device=device)
+
+    def records(self, trial: int, part: Part, objective: str) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the per-item columns behind a score, empty where there are none; a duplicate has those of its original.
+
+        Raises:
+            StoreError: there is no such trial, or the file is damaged.
+        """
+        if not 0 <= trial < len(self.trials):
+            raise StoreError(f"{self.folder} has no trial {trial}; it has 0 to {len(self.trials) - 1}")
+        return read_records(self.folder, self.trials[trial].origin, part, objective)
+
+    def front_json(self) -> dict[str, Any]:
+        """Return the front as JSON-able data, the shape that `front.json` and `mergeopt front --json` share."""
+        return front_json(self.trials, self.objectives, self.reference)
+
+
+def optimize(
+    problem: Problem,
+    strategy: Strategy | str | Mapping[str, Any] = "nsga2",
+    *,
+    budget: int,
+    seed: int = 0,
+    out: Path | str,
+    init: Sequence[Proposal] = (),
+    batch: int = 8,
+    resume: bool = False,
+    header: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Search a problem with a strategy, storing every trial; return the run when it is finished or a signal stopped it.
+
+    Baselines are scored first and cost nothing. Starting points come next and are charged; those with a genome are told to the
+    strategy before its first ask. An exact duplicate of a charged candidate is answered from the store and not charged; the first
+    repetition of a baseline is answered from the store too, but charged, so that baselines never change what a search finds.
+    SIGINT and SIGTERM let the candidate at hand finish; a second one stops at once.
+
+    Args:
+        problem: what is searched.
+        strategy: a registered name, a mapping with `name` and options, or a strategy, which must be fresh: it is set up here.
+        budget: candidates to evaluate, >= 1.
+        seed: of the strategy, >= 0.
+        out: folder of the run; it must not hold another run.
+        init: starting points.
+        batch: candidates per ask, >= 1.
+        resume: go on with the run in `out`, by replaying it: what is stored is compared bit for bit and used, the rest is evaluated. A
+            larger budget extends it; a finished run with the same budget is returned as it is.
+        header: more to store with the run, JSON-able (the run file, say); its key `strategy` describes the strategy's options, which a
+            resumed run must share.
+        progress: called with every new trial.
+
+    Raises:
+        ConfigError: an argument cannot be; nothing was written.
+        StoreError: `out` holds another run, or none to resume, is being written, or cannot be written.
+        StrategyError: the strategy broke its contract, or cannot be replayed.
+        Failure: nothing could be scored.
+    """
+    folder = Path(out)
+    if not isinstance(strategy, Strategy):
+        header = {"strategy": strategy, **(header or {})}
+        strategy = strategy_from(strategy)
+    _check(problem, strategy, budget=budget, seed=seed, batch=batch, init=init)
+    described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
+    stored = _stored_header(folder, described, resume=resume)
+    if stored.get("state") == "finished" and budget <= stored["budget"]:
+        return Run.open(folder, problem)
+    if stored and strategy.info.needs_budget and budget != stored["budget"]:
+        raise StoreError(
+            f"cannot resume {folder} with budget {budget}: {strategy.info.name!r} searches differently for another budget than the stored "
+            f"{stored['budget']}; keep that, or start a run in another folder with this run's front as starting points"
+        )
+    strategy.setup(problem.info, seed=seed, budget=Budget(budget), batch=batch)
+    store = Store(folder)
+    try:
+        plan = Plan(_begin(store, described, budget, resume=resume), batch, tuple(init))
+        _search(problem, strategy, store, plan, Publisher(folder, problem.info.objectives, plan.budget, progress))
+    finally:
+        store.close()
+    return Run.open(folder, problem)
+
+
+def _search(problem: Problem, strategy: Strategy, store: Store, plan: Plan, publisher: Publisher) -> None:
+    search = Search(problem, strategy, store, plan, publisher)
+    state, reason = "interrupted", "an error"
+    try:
+        state, reason = search.run()
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(StoreError):  # the first error is the one to be seen; a state left at `running` reads as interrupted
+            _end(store, search, publisher, state, reason)
+        raise
+    _end(store, search, publisher, state, reason)
+
+
+def _end(store: Store, search: Search, publisher: Publisher, state: str, reason: str) -> None:
+    store.set({"state": state, "reason": reason})
+    publisher.publish(search.trials, search.reference, "done" if state == "finished" else "interrupted", state, force=True)
+
+
+def _begin(store: Store, described: Header, budget: int, *, resume: bool) -> int:
+    """Store the header, or compare it with the stored one; return the budget that counts: never less than what is spent."""
+    stored = store.header()
+    segment = {"began": time.time(), "budget": budget, "pid": os.getpid(), "host": socket.gethostname(), "versions": _versions()}
+    if not stored:
+        store.set({**described, "created": time.time(), "budget": budget, "state": "running", "reason": "", "segments": [segment]})
+        return budget
+    _compare(store.folder, described, stored, resume=resume)
+    trials = store.trials()
+    budget = max(budget, sum(trial.charged for trial in trials))
+    segments = [*stored["segments"], {**segment, "from_trial": len(trials)}]
+    store.set({"budget": budget, "state": "running", "reason": "", "segments": segments})
+    return budget
+
+
+def _stored_header(folder: Path, described: Header, *, resume: bool) -> Header:
+    """Return the header of the run to resume, empty for a new run, before anything is written."""
+    if resume and not (folder / DATABASE).is_file():
+        raise StoreError(f"there is no run to resume in {folder}; check the folder, or start without --resume")
+    stored = read_header(folder) or {}
+    if stored:
+        _compare(folder, described, stored, resume=resume)
+    return stored
+
+
+def _compare(folder: Path, described: Header, stored: Header, *, resume: bool) -> None:
+    if not resume:
+        raise StoreError(f"{folder} already holds a run; give --resume to go on with it, or another folder")
+    pairs = {
+        "seed": (described["seed"], stored.get("seed")),
+        "batch": (described["batch"], stored.get("batch")),
+        "strategy": (described["strategy"]["name"], stored.get("strategy", {}).get("name")),
+        "strategy options": (described["strategy"]["options"], stored.get("strategy", {}).get("options")),
+        "problem": (described["problem"]["fingerprint"], stored.get("problem", {}).get("fingerprint")),
+    }
+    different = [f"{what} (stored {was!r}, now {now!r})" for what, (now, was) in pairs.items() if now != was]
+    if different:
+        raise StoreError(
+            f"cannot resume {folder}: it was begun with another {'; '.join(different)}; give what it was begun with, or another folder"
+        )
+
+
+def _describe(problem: Problem, strategy: Strategy, *, seed: int, batch: int, header: Mapping[str, Any] | None) -> Header:
+    info, given = problem.info, dict(header or {})
+    data = {
+        "versions": _versions(),
+        "seed": seed,
+        "batch": batch,
+        "strategy": {"name": strategy.info.name, "version": strategy.info.version, "options": given.get("strategy")},
+        "problem": {
+            "name": info.name,
+            "fingerprint": info.fingerprint,
+            "space": info.space.describe(),
+            "objectives": [{name: getattr(o, name) for name in ObjectiveInfo.__slots__} for o in info.objectives],
+            "parts": list(problem.parts),
+        },
+        "provenance": dict(problem.provenance()),
+        "config": given,
+    }
+    try:
+        described: Header = json.loads(ordered_json(data))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the header and the problem's provenance must be JSON-able: {error}") from error
+    return described
+
+
+def _check(problem: Problem, strategy: Strategy, *, budget: int, seed: int, batch: int, init: Sequence[Proposal]) -> None:
+    for name, value, least in (("budget", budget, 1), ("batch", batch, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}: expected a whole number >= {least}, got {value!r}")
+    if len(init) > budget:
+        raise ConfigError(f"a budget of {budget} evaluations cannot pay for {len(init)} starting points; raise it, or give fewer")
+    for proposal in init:
+        if proposal.genome is not None:
+            problem.info.space.check(proposal.genome)
+        elif proposal.recipe is None:
+            raise ConfigError(f"the starting point {proposal.name!r} has neither a genome nor a recipe; give it one")
+    info, m = strategy.info, len(problem.info.objectives)
+    if m < info.min_objectives or (info.max_objectives is not None and m > info.max_objectives):
+        most = "any number" if info.max_objectives is None else info.max_objectives
+        raise ConfigError(
+            f"the strategy {info.name!r} takes {info.min_objectives} to {most} objectives, the problem has {m}; choose another strategy"
+        )
+    if m == 0 or len({objective.name for objective in problem.info.objectives}) < m:
+        raise ConfigError(
+            f"expected one or more objectives with unique names, got {[objective.name for objective in problem.info.objectives]}"
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _dimension(data: Mapping[str, Any]) -> Dimension:
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "kind"}
+    return DIMENSIONS[data["kind"]](**fields)
+
+
+def _objective(data: Mapping[str, Any]) -> ObjectiveInfo:
+    bounds = data["constraint"]
+    return ObjectiveInfo(**{**data, "constraint": None if bounds is None else (bounds[0], bounds[1])})

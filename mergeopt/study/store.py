@@ -1,0 +1,205 @@
+"""The store of a run: one SQLite file, one writer, one transaction per trial.
+
+Every number comes back exactly; of a score's zero alone SQLite forgets the sign.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mergeopt.errors import StoreError
+from mergeopt.problem import Evaluation
+from mergeopt.recipe import ordered_json
+from mergeopt.strategy import Status
+from mergeopt.study.database import DATABASE, database_errors, open_reader, open_writer, transaction
+from mergeopt.study.lock import FolderLock
+from mergeopt.study.records import pack, unpack
+from mergeopt.study.trial import Trial
+from mergeopt.task import Part, Score
+
+__all__ = ["Store", "read_header", "read_records", "read_run"]
+
+Header = dict[str, Any]
+
+
+class Store:
+    """The one writer of a run folder.
+
+    Args:
+        folder: made where it is missing.
+
+    Raises:
+        StoreError: another process writes it, it cannot be written, or its file is damaged or foreign.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with database_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(folder)
+        try:
+            self._connection = open_writer(folder)
+        except StoreError:
+            self._lock.release()
+            raise
+
+    def header(self) -> Header:
+        """Return what `set` stored, by key."""
+        with database_errors(self.folder):
+            return _load_header(self._connection, self.folder)
+
+    def trials(self) -> list[Trial]:
+        """Return all trials, by number."""
+        with database_errors(self.folder):
+            return _load_trials(self._connection, self.folder)
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Store JSON-able values under their keys, in one transaction."""
+        rows = [(key, ordered_json(value)) for key, value in values.items()]
+        with transaction(self._connection, self.folder):
+            self._connection.executemany("INSERT INTO header VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value=excluded.value", rows)
+
+    def append(self, trial: Trial) -> None:
+        """Store a trial with its search scores and their records, in one transaction.
+
+        Args:
+            trial: its number is the next one; scores of the part `search` are stored unless it is a duplicate.
+        """
+        genome = None if trial.genome is None else np.ascontiguousarray(trial.genome, dtype="<f8").tobytes()
+        row = (trial.number, trial.kind, trial.name, genome, trial.recipe_json, trial.key, trial.status.value, trial.error)
+        more = (trial.duplicate_of, int(trial.charged), ordered_json(dict(trial.seconds)), trial.created)
+        with transaction(self._connection, self.folder):
+            self._connection.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row + more)
+            if trial.duplicate_of is None and trial.ok:
+                self._insert_scores(trial.number, "search", trial.scores["search"])
+
+    def rescore(self, trial: int, part: Part, evaluation: Evaluation) -> None:
+        """Store what became of scoring a stored trial on another part, in one transaction.
+
+        Args:
+            trial: a number that is stored already.
+            part: which data.
+            evaluation: scores, or an error.
+        """
+        row = (trial, part, evaluation.error, ordered_json(dict(evaluation.seconds)), time.time())
+        with transaction(self._connection, self.folder):
+            self._connection.execute("INSERT OR REPLACE INTO rescores VALUES (?, ?, ?, ?, ?)", row)
+            self._connection.execute("DELETE FROM scores WHERE trial=? AND part=?", (trial, part))
+            self._connection.execute("DELETE FROM records WHERE trial=? AND part=?", (trial, part))
+            if evaluation.error is None:
+                self._insert_scores(trial, part, evaluation.scores)
+
+    def close(self) -> None:
+        """Fold the log into the one file, where no reader is in the way, and let others write."""
+        with contextlib.suppress(sqlite3.Error):  # the log is as good as the file; only its tidiness is at stake
+            self._connection.execute("PRAGMA journal_mode=DELETE")
+        self._connection.close()
+        self._lock.release()
+
+    def _insert_scores(self, trial: int, part: Part, scores: Mapping[str, Score]) -> None:
+        for name, score in scores.items():
+            error = score.standard_error
+            known = error if error is not None and math.isfinite(error) else None
+            row = (trial, part, name, float(score.value), None if known is None else float(known), int(score.items))
+            self._connection.execute("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", row)
+            if score.records:
+                self._connection.execute("INSERT INTO records VALUES (?, ?, ?, ?)", (trial, part, name, pack(score.records)))
+
+
+def read_header(folder: Path) -> Header | None:
+    """Return the header of a run folder without writing anything; None where no run was stored.
+
+    Raises:
+        StoreError: the file is damaged, foreign or locked.
+    """
+    path = folder / DATABASE
+    with database_errors(folder):
+        if not path.exists() or (path.stat().st_size == 0 and not path.with_name(DATABASE + "-wal").exists()):
+            return None
+    with open_reader(folder) as connection:
+        return _load_header(connection, folder) or None
+
+
+def read_run(folder: Path) -> tuple[Header, list[Trial]]:
+    """Return header and trials of a run folder, as of one moment, without writing anything.
+
+    Raises:
+        StoreError: there is no run, or its file is damaged, foreign or locked.
+    """
+    with open_reader(folder) as connection:
+        header = _load_header(connection, folder)
+        if "problem" not in header:
+            raise StoreError(f"{folder} holds a run that ended before it began; start it again")
+        return header, _load_trials(connection, folder)
+
+
+def read_records(folder: Path, trial: int, part: Part, objective: str) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the per-item columns of a trial's score, empty when it has none.
+
+    Raises:
+        StoreError: there is no run, or its file is damaged, foreign or locked.
+    """
+    with open_reader(folder) as connection:
+        query = "SELECT columns FROM records WHERE trial=? AND part=? AND objective=?"
+        row = connection.execute(query, (trial, part, objective)).fetchone()
+    return {} if row is None else unpack(row[0])
+
+
+def _load_header(connection: sqlite3.Connection, folder: Path) -> Header:
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return {}
+    rows = connection.execute("SELECT key, value FROM header").fetchall()
+    try:
+        return {key: json.loads(value) for key, value in rows}
+    except ValueError as error:
+        raise _unreadable(folder, "the header", error) from error
+
+
+def _load_trials(connection: sqlite3.Connection, folder: Path) -> list[Trial]:
+    scores: dict[int, dict[Part, dict[str, Score]]] = {}
+    query = "SELECT trial, part, objective, value, standard_error, items FROM scores"
+    for number, part, name, value, standard_error, items in connection.execute(query):
+        scores.setdefault(number, {}).setdefault(part, {})[name] = Score(value, standard_error, items)
+    trials: list[Trial] = []
+    for row in connection.execute("SELECT * FROM trials ORDER BY number"):
+        try:
+            trials.append(_trial(row, scores))
+        except (ValueError, TypeError) as error:
+            raise _unreadable(folder, f"trial {row[0]}", error) from error
+        if trials[-1].number != len(trials) - 1:
+            raise _unreadable(folder, f"trial {len(trials) - 1}", "it is missing")
+    return trials
+
+
+def _trial(row: tuple[Any, ...], scores: Mapping[int, Mapping[Part, Mapping[str, Score]]]) -> Trial:
+    number, kind, name, genome, recipe, key, status, error, duplicate_of, charged, seconds, created = row
+    known: Literal["asked", "init", "baseline"] = kind
+    return Trial(
+        number=number,
+        kind=known,
+        name=name,
+        genome=None if genome is None else np.frombuffer(genome, dtype="<f8").astype(np.float64),
+        recipe_json=recipe,
+        key=key,
+        status=Status(status),
+        error=error,
+        duplicate_of=duplicate_of,
+        charged=bool(charged),
+        seconds=json.loads(seconds),
+        created=created,
+        scores=scores.get(number if duplicate_of is None else duplicate_of, {}),
+    )
+
+
+def _unreadable(folder: Path, what: str, why: object) -> StoreError:
+    return StoreError(f"{folder / DATABASE}: {what} cannot be read ({why}); restore the run folder from a copy, or start again in another")
