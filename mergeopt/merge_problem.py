@@ -24,7 +24,7 @@ from mergeopt.recipe import Argument, Recipe, Source, content_hash
 from mergeopt.registry import load
 from mergeopt.task import Objective, Part
 
-__all__ = ["BASELINES", "MergeMaterials", "MergeProblem", "find_operator"]
+__all__ = ["BASELINES", "MergeMaterials", "MergeProblem", "find_operator", "make_recipe", "sources_of"]
 
 BASELINES = ("base", "experts", "uniform")
 
@@ -196,9 +196,8 @@ class MergeProblem:
         }
 
     @cached_property
-    def _sources(self) -> tuple[Source, tuple[Source, ...]]:
-        base = Source("base", self.pool.base.path, self.pool.base.hash)
-        return base, tuple(Source(name, expert.path, expert.hash) for name, expert in self.pool.experts.items())
+    def _sources(self) -> Sources:
+        return sources_of(self.pool)
 
     @cached_property
     def _midpoint(self) -> Recipe:
@@ -218,18 +217,40 @@ class MergeProblem:
         return self._recipe(rule, arguments)
 
     def _recipe(self, operator: MergeOperator, arguments: Mapping[str, Argument]) -> Recipe:
-        base, experts = self._sources
-        return Recipe(
-            base=base,
-            experts=experts,
-            operator=operator.name,
-            operator_version=operator.version,
-            variant=operator.variant,
-            arguments=arguments,
-            exclude=self.pool.exclude,
-            dtype=str(self.dtype).removeprefix("torch."),
-            carry=self.pool.carry.owners,
-        )
+        return make_recipe(self.pool, self._sources, operator, arguments, self.dtype)
+
+
+Sources = tuple[Source, tuple[Source, ...]]
+
+
+def sources_of(pool: Pool) -> Sources:
+    """Return base and experts of a pool with their content hashes; reads all their bytes."""
+    base = Source("base", pool.base.path, pool.base.hash)
+    return base, tuple(Source(name, expert.path, expert.hash) for name, expert in pool.experts.items())
+
+
+def make_recipe(pool: Pool, sources: Sources, operator: MergeOperator, arguments: Mapping[str, Argument], dtype: torch.dtype) -> Recipe:
+    """Return the recipe of an operator with these arguments over a pool.
+
+    Args:
+        pool: the models.
+        sources: as `sources_of` gives them.
+        operator: the rule.
+        arguments: one for each of its parameters.
+        dtype: of the merged weights.
+    """
+    base, experts = sources
+    return Recipe(
+        base=base,
+        experts=experts,
+        operator=operator.name,
+        operator_version=operator.version,
+        variant=operator.variant,
+        arguments=arguments,
+        exclude=pool.exclude,
+        dtype=str(dtype).removeprefix("torch."),
+        carry=pool.carry.owners,
+    )
 
 
 def find_operator(operator: str | MergeOperator | OperatorFactory, variant: str = "paper") -> MergeOperator:

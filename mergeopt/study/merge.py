@@ -1,0 +1,61 @@
+"""One merge, without a search: from a merge file or a recipe to a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mergeopt.config import RunFile, build_operator, build_pool
+from mergeopt.errors import ConfigError
+from mergeopt.evaluation.device import pick_dtype
+from mergeopt.genomes.coefficients import CoefficientSpace
+from mergeopt.merge_problem import find_operator, make_recipe, sources_of
+from mergeopt.recipe import Recipe
+from mergeopt.study.export import ExportReport, export_model, open_pool
+
+__all__ = ["merge_file", "merge_recipe"]
+
+
+def merge_file(run_file: RunFile, root: Path, to: str | Path) -> ExportReport:
+    """Make the merge that a merge file describes; its parameters are numbers, those it does not name have their defaults.
+
+    Args:
+        run_file: base, experts, model and merge of it count.
+        root: folder that its relative paths start from.
+        to: folder to write.
+
+    Raises:
+        ConfigError: a parameter is a range.
+        UserError: models cannot be read or do not fit together, or the folder is taken.
+    """
+    if run_file.problem is not None:
+        raise ConfigError("merge: a merge file names base and experts; `problem` is for searches")
+    pool = build_pool(run_file, root)
+    operator = find_operator(build_operator(run_file, root), run_file.merge.variant)
+    merge = run_file.merge
+    coefficients = CoefficientSpace(operator, merge.parameters or {}, pool.names, pool.expert_names, groups=merge.groups)
+    if coefficients.space.dim:
+        raise ConfigError(
+            f"merge: one merge needs numbers, but {coefficients.space.names[0]} has a range; give a number, or search with mergeopt run"
+        )
+    arguments = coefficients.decode(np.empty(0))
+    recipe = make_recipe(pool, sources_of(pool), operator, arguments, pick_dtype(run_file.model.dtype))
+    return export_model(pool, recipe, to, operator=operator)
+
+
+def merge_recipe(path: str | Path, to: str | Path, places: Mapping[str, str] | None = None) -> ExportReport:
+    """Make the model of a recipe file again, bit for bit.
+
+    Args:
+        path: of the recipe.
+        to: folder to write.
+        places: where sources lie now, by name; relative to the working directory.
+
+    Raises:
+        RecipeError: the recipe is damaged, or a source has other contents than it says.
+        UserError: a source is not there, or the folder is taken.
+    """
+    recipe = Recipe.load(path).relocated(places or {})
+    return export_model(open_pool(recipe), recipe, to)
