@@ -2,7 +2,7 @@
 
 1,797 real images of 8x8 pixels, shown upright, turned by 180 degrees, as a negative and mirrored, share one 10-way head. Turned, a 6 is
 a 9: the tasks contradict each other, so that merging their experts is a true trade-off. Nothing is downloaded; the base model and the
-experts are trained on first use (well under a minute on two cores) and kept in the cache folder.
+experts are trained on first use (about half a minute) and kept in the cache folder.
 """
 
 from __future__ import annotations

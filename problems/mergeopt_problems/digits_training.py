@@ -84,6 +84,7 @@ def _folder(data: Mapping[str, ImageItems], settings: Settings) -> Path:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "seed": SEED,
+        "threads": THREADS,
     }
     return cache_folder() / "digits" / content_hash(determined_by)[:16]
 
