@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mergeopt.study.export import export_model
     from mergeopt.study.front import Front, FrontPoint
     from mergeopt.study.run import Run, optimize
-    from mergeopt.task import Metric, Objective, ObjectiveInfo, Score, Task
+    from mergeopt.task import Items, Metric, Objective, ObjectiveInfo, Score, Task
 
 __all__ = [
     "Ask",
@@ -38,6 +38,7 @@ __all__ = [
     "FrontPoint",
     "FunctionObjective",
     "Int",
+    "Items",
     "MergeMaterials",
     "MergeProblem",
     "MergeoptError",
@@ -82,7 +83,7 @@ _HOMES = {
     "study.export": ("export_model",),
     "study.front": ("Front", "FrontPoint"),
     "study.run": ("Run", "optimize"),
-    "task": ("Metric", "Objective", "ObjectiveInfo", "Score", "Task"),
+    "task": ("Items", "Metric", "Objective", "ObjectiveInfo", "Score", "Task"),
 }
 _HOME_OF = {name: home for home, exported in _HOMES.items() for name in exported}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,8 @@ def build_problem(run_file: RunFile, root: Path) -> Problem:
         UserError: a plug-in, model, data set, function or parameter is not there or cannot be used; the message says which.
     """
     if run_file.problem is None:
-        base, experts = _place(run_file.base or "", root), _experts(run_file, root)
-        objectives = _objectives(run_file.objectives, {}, root, list(experts))
-        return _merge_problem(run_file, base, experts, objectives, "merge", root)
+        pool = build_pool(run_file, root)
+        return _merge_problem(run_file, pool, _objectives(run_file.objectives, {}, root, pool), "merge", root)
     name, options = named(run_file.problem, "problem")
     made = call(load("problems", name), options, f"problem {name!r}")
     if not isinstance(made, MergeMaterials):
@@ -44,8 +44,9 @@ def build_problem(run_file: RunFile, root: Path) -> Problem:
         problem: Problem = made
         return problem
     own = {objective.info.name: objective for objective in made.objectives}
-    objectives = list(own.values()) if run_file.objectives is None else _objectives(run_file.objectives, own, root, list(made.experts))
-    return _merge_problem(run_file, made.base, dict(made.experts), objectives, made.name, root)
+    pool = _pool(run_file, made.base, made.experts)
+    objectives = list(own.values()) if run_file.objectives is None else _objectives(run_file.objectives, own, root, pool)
+    return _merge_problem(run_file, pool, objectives, made.name, root)
 
 
 def build_pool(run_file: RunFile, root: Path) -> Pool:
@@ -72,12 +73,10 @@ def build_operator(run_file: RunFile, root: Path) -> str | OperatorFactory:
     return found
 
 
-def _merge_problem(
-    run_file: RunFile, base: str, experts: Mapping[str, str] | list[str], objectives: Sequence[Objective], name: str, root: Path
-) -> MergeProblem:
+def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective], name: str, root: Path) -> MergeProblem:
     merge = run_file.merge
     return MergeProblem(
-        _pool(run_file, base, experts),
+        pool,
         build_operator(run_file, root),
         objectives,
         variant=merge.variant,
@@ -95,10 +94,10 @@ def _pool(run_file: RunFile, base: str, experts: Mapping[str, str] | list[str]) 
     return Pool(base, experts, exclude=run_file.merge.exclude, carry=run_file.model.carry)
 
 
-def _objectives(given: list[str | dict[str, Any]] | None, own: Mapping[str, Objective], root: Path, experts: list[str]) -> list[Objective]:
+def _objectives(given: list[str | dict[str, Any]] | None, own: Mapping[str, Objective], root: Path, pool: Pool) -> list[Objective]:
     if not given:
         raise ConfigError("objectives: expected one or more, got none; each has a name, and a task or a function")
-    return [_own(entry, own) if isinstance(entry, str) else _objective(entry, own, root, experts) for entry in given]
+    return [_own(entry, own) if isinstance(entry, str) else _objective(entry, own, root, pool) for entry in given]
 
 
 def _own(name: str, own: Mapping[str, Objective]) -> Objective:
@@ -112,7 +111,8 @@ def _own(name: str, own: Mapping[str, Objective]) -> Objective:
     return own[name]
 
 
-def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, experts: list[str]) -> Objective:
+def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, pool: Pool) -> Objective:
+    experts = pool.expert_names
     name = entry.get("name")
     if not isinstance(name, str) or not name:
         raise ConfigError(f"objectives: each needs a name, got {dict(entry)}")
@@ -123,22 +123,23 @@ def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Pat
         raise ConfigError(f"{where}: expert: no expert is called {entry['expert']!r}; {nearest(str(entry['expert']), experts)}")
     constraint = _constraint(entry.get("constraint"), where)
     if "function" in entry:
-        return _function(entry, own, root, name, constraint)
+        return _function(entry, own, root, pool, constraint)
     if "task" not in entry:
         raise ConfigError(f"{where}: expected a task or a function; its keys are {', '.join(entry)}")
     metric = call(load("metrics", str(entry.get("metric", "accuracy"))), {}, f"{where}: metric")
-    return TaskObjective(name, _task(entry, root, where), metric, direction=entry.get("direction"), constraint=constraint)
+    return TaskObjective(name, _task(entry, root, pool, where), metric, direction=entry.get("direction"), constraint=constraint)
 
 
 def _function(
-    entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, name: str, constraint: tuple[float | None, float | None] | None
+    entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, pool: Pool, constraint: tuple[float | None, float | None] | None
 ) -> FunctionObjective:
+    name = str(entry["name"])
     where = f"objectives: {name}"
     if "direction" not in entry:
         raise ConfigError(f"{where}: a function needs a direction: maximize or minimize")
     task: Task | None = None
     if "task" in entry:
-        task = _task(entry, root, where)
+        task = _task(entry, root, pool, where)
     elif "items" in entry:
         source = _own(str(entry["items"]), own)
         task = source.task if isinstance(source, TaskObjective | FunctionObjective) else None
@@ -149,13 +150,19 @@ def _function(
     return FunctionObjective(name, function, items=task, direction=entry["direction"], constraint=constraint, worst=entry.get("worst"))
 
 
-def _task(entry: Mapping[str, Any], root: Path, where: str) -> Task:
+def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
     options = {key: value for key, value in entry.items() if key not in OBJECTIVE_KEYS}
-    if isinstance(options.get("data"), Mapping) and isinstance(options["data"].get("path"), str):
-        options["data"] = {**options["data"], "path": _place(options["data"]["path"], root)}
+    if isinstance(options.get("data"), Mapping) and "path" in options["data"]:
+        path = options["data"]["path"]
+        placed = {split: _place(str(file), root) for split, file in path.items()} if isinstance(path, Mapping) else _place(str(path), root)
+        options["data"] = {**options["data"], "path": placed}
+    factory = load("tasks", str(entry["task"]))
+    processor = pool.carry.files.get("preprocessor_config.json")
     if isinstance(options.get("processor"), str):
         options["processor"] = _place(options["processor"], root)
-    task: Task = call(load("tasks", str(entry["task"])), options, f"{where}: task {entry['task']!r}")
+    elif "preprocess" not in options and processor is not None and "processor" in inspect.signature(factory).parameters:
+        options["processor"] = str(processor.parent)  # the one that is handed on with the model
+    task: Task = call(factory, options, f"{where}: task {entry['task']!r}")
     return task
 
 

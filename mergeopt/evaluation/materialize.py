@@ -80,7 +80,10 @@ class Materializer:
 
 
 def stream(layout: Layout, operator: MergeOperator, values: Values, device: torch.device) -> Iterator[tuple[Segment, torch.Tensor]]:
-    """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape]. Memory: one tensor times its rows."""
+    """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape].
+
+    Memory: one tensor times its rows.
+    """
     fixed = _Fixed(values)
     overall = _overall(layout, operator, fixed, device)
     (_, arguments_at) = _alike([values], device)[0]

@@ -4,8 +4,8 @@ A parameter is given, as in a run file, by
 
 - a number, text or truth value: fixed for all experts;
 - a list of K numbers, or a mapping of expert names to numbers: fixed per expert;
-- `{low, high}` with optional `log`, `groups`, `curve`, `tie`, `simplex`: searched; `tie: true` gives all experts one value, `tie: [[a, b]]` gives
-  those experts one; `simplex: true` searches shares that add up to one;
+- `{low, high}` with optional `log`, `groups`, `curve`, `tie`, `simplex`: searched; `tie: true` gives all experts one value,
+  `tie: [[a, b]]` gives those experts one; `simplex: true` searches shares that add up to one;
 - `{choices: [...]}`: one of these, searched;
 - a mapping of expert names to numbers or to `{low, high, log}`, with optional `groups` or `curve`: some experts fixed, others searched.
 """
@@ -205,9 +205,8 @@ class CoefficientSpace:
     def _choice(self, param: Param, given: Mapping[str, Any]) -> _Slot:
         options = given.get("choices")
         if param.kind != "choice" or not isinstance(options, Sequence) or isinstance(options, str) or set(given) != {"choices"}:
-            raise ConfigError(
-                f"merge: parameters: {param.name}: expected {'choices: [...] alone' if param.kind == 'choice' else 'low and high'}, got {dict(given)}"
-            )
+            wanted = "choices: [...] alone" if param.kind == "choice" else "low and high"
+            raise ConfigError(f"merge: parameters: {param.name}: expected {wanted}, got {dict(given)}")
         for option in options:
             param.check(option)
         name = _Name(f"{param.name}/model")

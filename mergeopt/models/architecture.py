@@ -113,8 +113,8 @@ class HubArchitecture:
             renamed, converted = rename_source_key(name, renamings, converters, prefix, state)
             if converted is not None:
                 raise MismatchError(
-                    f"{self.class_name} stores {name!r} in another form than it computes with (split or fused on loading); such models cannot be "
-                    "merged yet"
+                    f"{self.class_name} stores {name!r} in another form than it computes with (split or fused on loading); such models "
+                    "cannot be merged yet"
                 )
             names[name] = renamed
         return names
@@ -128,9 +128,8 @@ class HubArchitecture:
 
         found = getattr(transformers, self.class_name, None)
         if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-            raise SourceError(
-                f"{self.folder / 'config.json'} names the class {self.class_name!r}, which transformers {transformers.__version__} does not have"
-            )
+            version = transformers.__version__
+            raise SourceError(f"{self.folder / 'config.json'} names the class {self.class_name!r}, unknown to transformers {version}")
         return found
 
     def _config(self) -> Any:

@@ -55,7 +55,7 @@ def grouping(spec: Any, names: Sequence[str], *, curve: int | None = None) -> Gr
     """Map tensors to groups.
 
     Args:
-        spec: `model`, `layer`, `tensor`, `{"blocks": n}`, or a mapping of group names to regexes (the first that is found in a name counts).
+        spec: `model`, `layer`, `tensor`, `{"blocks": n}`, or a mapping of group names to regexes (the first found in a name counts).
         names: stored names of the merged tensors, in the model's order.
         curve: number of control points along depth (>= 2), interpolated linearly; only with `model`.
 
@@ -75,7 +75,8 @@ def layer_labels(names: Sequence[str]) -> list[str]:
     """Return for every tensor the layer it belongs to: `embeddings`, `layer.0` ..., `head`.
 
     A stack of layers is found by its numbering; a model with several stacks (encoder and decoder) has labels with the stack's full name.
-    What comes before the first stack is `embeddings`, what comes after the last is `head`, what lies between belongs to the layer before it.
+    What comes before the first stack is `embeddings`, what comes after the last is `head`, what lies between belongs to the layer
+    before it.
 
     Args:
         names: tensor names in the model's order.
@@ -144,7 +145,7 @@ def _by_regex(spec: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     empty = [group for group in spec if group not in labels]
     if empty:
         raise ConfigError(
-            f"groups: no tensor falls into {', '.join(map(repr, empty))} (patterns are tried in order); the tensors are named like {names[0]}"
+            f"groups: no tensor falls into {', '.join(map(repr, empty))} (patterns are tried in order); tensors are named like {names[0]}"
         )
     return labels
 

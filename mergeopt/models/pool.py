@@ -22,7 +22,7 @@ HARMLESS = re.compile(
     r"_name_or_path|transformers_version|dtype|label|dropout|_drop|drop_|initializer|use_cache|problem_type|task_specific|gradient|"
     r"finetuning|output_|return_dict|_token_id|architectures|is_decoder_cached|_commit_hash|_attn_implementation"
 )
-"""Keys of a model's configuration that may differ between models to be merged: they change training or bookkeeping, not what is computed."""
+"""Keys of a configuration that may differ between models to be merged: they change training or bookkeeping, not what is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ class Pool:
             return ModuleArchitecture(module)
         if self.base.folder is None:
             raise SourceError(
-                f"{self.base.path} is a bare safetensors file, so nothing says what model it belongs to; give Pool(module=...) what builds it, "
-                "or name a Hugging Face folder"
+                f"{self.base.path} is a bare safetensors file, so nothing says what model it belongs to; give Pool(module=...) what builds "
+                "it, or name a Hugging Face folder"
             )
         return HubArchitecture(self.base.folder)
 
@@ -183,7 +183,7 @@ class Pool:
         for key, expert in self.experts.items():
             if not torch.equal(expert.read(name), value):
                 raise MismatchError(
-                    f"{name} is no weight ({value.dtype}) and differs between the base and expert {key!r}, so it can be neither merged nor copied"
+                    f"{name} is no weight ({value.dtype}) and differs between base and expert {key!r}; it can be neither merged nor copied"
                 )
         return f"{value.dtype}, equal in all sources"
 
