@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from mergeopt.cache import cache_folder
 from mergeopt.config import RunFile, build_problem, build_strategy, strategy_from
 from mergeopt.errors import ConfigError
 from mergeopt.merge_problem import MergeProblem
@@ -18,7 +16,7 @@ from mergeopt.recipe import Recipe, content_hash
 from mergeopt.study.run import Progress, Run, optimize
 from mergeopt.study.store import read_header
 
-__all__ = ["Launch", "cache_folder", "starting_points"]
+__all__ = ["Launch", "starting_points"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,12 +111,6 @@ def starting_points(problem: Problem, entries: list[str], root: Path) -> list[Pr
         else:
             raise ConfigError(f"init: this problem starts from recipe files or run folders only, got {entry!r}")
     return points
-
-
-def cache_folder() -> Path:
-    """The folder for what can be made again: the environment variable MERGEOPT_CACHE, else the user's cache folder."""
-    named = os.environ.get("MERGEOPT_CACHE")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("mergeopt"))
 
 
 def _encode(problem: Problem, recipe: Recipe) -> Any:

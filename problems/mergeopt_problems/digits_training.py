@@ -16,8 +16,8 @@ import transformers
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from transformers.utils import logging
 
+from mergeopt.cache import cache_folder
 from mergeopt.recipe import content_hash
-from mergeopt_problems.cache import cache_folder
 from mergeopt_problems.image_items import ImageItems
 
 __all__ = ["MEAN", "SCALE", "STD", "Settings", "train_all"]

@@ -14,9 +14,9 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
+from mergeopt.cache import cache_folder
 from mergeopt.errors import ConfigError, DataError, nearest
 from mergeopt.task import Part
-from mergeopt_problems.cache import cache_folder
 from mergeopt_problems.image_decoding import decode
 from mergeopt_problems.image_preprocessing import Picture
 
