@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
-	$(BIN)/mergeopt run examples/quickstart.yaml
+	$(BIN)/mergeopt run examples/quickstart.yaml $(if $(wildcard runs/quickstart/run.db),--resume)
 
 test: format lint types imports tests
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mergeopt.strategy import Ask, AskState, Budget, Candidate, Result, Status, Strategy, StrategyInfo
     from mergeopt.study.export import export_model
     from mergeopt.study.front import Front, FrontPoint
+    from mergeopt.study.interrupt import Interrupted
     from mergeopt.study.run import Run, optimize
     from mergeopt.task import Items, Metric, Objective, ObjectiveInfo, Score, Task
 
@@ -38,6 +39,7 @@ __all__ = [
     "FrontPoint",
     "FunctionObjective",
     "Int",
+    "Interrupted",
     "Items",
     "MergeMaterials",
     "MergeProblem",
@@ -82,6 +84,7 @@ _HOMES = {
     "strategy": ("Ask", "AskState", "Budget", "Candidate", "Result", "Status", "Strategy", "StrategyInfo"),
     "study.export": ("export_model",),
     "study.front": ("Front", "FrontPoint"),
+    "study.interrupt": ("Interrupted",),
     "study.run": ("Run", "optimize"),
     "task": ("Items", "Metric", "Objective", "ObjectiveInfo", "Score", "Task"),
 }

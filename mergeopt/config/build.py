@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeopt.config.run_file import RunFile, call, named
+from mergeopt.config.run_file import RunFile, call, named, option_names
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
@@ -19,6 +20,7 @@ from mergeopt.task import Objective, Task
 
 __all__ = ["build_operator", "build_pool", "build_problem"]
 
+FUNCTION_KEYS = ("items", "worst")
 OBJECTIVE_KEYS = ("name", "task", "metric", "function", "items", "expert", "direction", "constraint", "worst")
 DIRECTIONS = ("maximize", "minimize")
 
@@ -125,7 +127,10 @@ def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Pat
     if "function" in entry:
         return _function(entry, own, root, pool, constraint)
     if "task" not in entry:
-        raise ConfigError(f"{where}: expected a task or a function; its keys are {', '.join(entry)}")
+        unknown = next((key for key in entry if key not in OBJECTIVE_KEYS), None)
+        hint = f"unknown key {unknown!r}; {nearest(str(unknown), OBJECTIVE_KEYS)}" if unknown else "expected a task or a function"
+        raise ConfigError(f"{where}: {hint}")
+    _refuse(entry, FUNCTION_KEYS, where, "a function, not of a metric on a task")
     metric = call(load("metrics", str(entry.get("metric", "accuracy"))), {}, f"{where}: metric")
     return TaskObjective(name, _task(entry, root, pool, where), metric, direction=entry.get("direction"), constraint=constraint)
 
@@ -135,6 +140,7 @@ def _function(
 ) -> FunctionObjective:
     name = str(entry["name"])
     where = f"objectives: {name}"
+    _refuse(entry, ("metric",), where, "a metric on a task, not of a function")
     if "direction" not in entry:
         raise ConfigError(f"{where}: a function needs a direction: maximize or minimize")
     task: Task | None = None
@@ -145,7 +151,9 @@ def _function(
         task = source.task if isinstance(source, TaskObjective | FunctionObjective) else None
     unknown = [key for key in entry if key not in OBJECTIVE_KEYS] if "task" not in entry else []
     if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {nearest(unknown[0], OBJECTIVE_KEYS)}")
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {nearest(str(unknown[0]), OBJECTIVE_KEYS)}")
+    if "worst" in entry:
+        _number(entry["worst"], f"{where}: worst")
     function = load_function(str(entry["function"]), root)
     return FunctionObjective(name, function, items=task, direction=entry["direction"], constraint=constraint, worst=entry.get("worst"))
 
@@ -157,6 +165,10 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
         placed = {split: _place(str(file), root) for split, file in path.items()} if isinstance(path, Mapping) else _place(str(path), root)
         options["data"] = {**options["data"], "path": placed}
     factory = load("tasks", str(entry["task"]))
+    known = option_names(factory)
+    for key in options:
+        if known is not None and key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), {*OBJECTIVE_KEYS, *known})}")
     processor = pool.carry.files.get("preprocessor_config.json")
     if isinstance(options.get("processor"), str):
         options["processor"] = _place(options["processor"], root)
@@ -166,15 +178,25 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
     return task
 
 
+def _refuse(entry: Mapping[str, Any], keys: Sequence[str], where: str, whose: str) -> None:
+    for key in keys:
+        if key in entry:
+            raise ConfigError(f"{where}: {key} is a key of {whose}; leave it out")
+
+
 def _constraint(given: Any, where: str) -> tuple[float | None, float | None] | None:
     if given is None:
         return None
     if not isinstance(given, Mapping) or not given or not set(given) <= {"min", "max"}:
         raise ConfigError(f"{where}: constraint: expected {{min: ..}}, {{max: ..}} or both, got {given!r}")
-    for bound in given.values():
-        if isinstance(bound, bool) or not isinstance(bound, int | float):
-            raise ConfigError(f"{where}: constraint: expected numbers, got {given!r}")
+    for key, bound in given.items():
+        _number(bound, f"{where}: constraint: {key}")
     return given.get("min"), given.get("max")
+
+
+def _number(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, got {value!r}")
 
 
 def _experts(run_file: RunFile, root: Path) -> Mapping[str, str] | list[str]:

@@ -6,6 +6,7 @@ Paths of inputs (models, data, functions, recipes) are relative to the run file;
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +14,30 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mergeopt.errors import ConfigError, nearest
+from mergeopt.errors import ConfigError, UserError, nearest
 from mergeopt.registry import load, names
 from mergeopt.strategy import Strategy
 
-__all__ = ["Budgeted", "Merge", "Model", "RunFile", "build_strategy", "call", "named", "read_yaml", "strategy_from"]
+__all__ = ["Budgeted", "Merge", "Model", "RunFile", "build_strategy", "call", "named", "option_names", "read_yaml", "strategy_from"]
+
+
+ALTERNATIVES = {
+    "str": "a name, or a mapping with the key 'name'",
+    "dict[str,any]": "a name, or a mapping with the key 'name'",
+    "dict[str,str]": "a mapping of names to paths, or a list of paths",
+    "list[str]": "a mapping of names to paths, or a list of paths",
+}
+"""What pydantic calls the alternatives of a key, and how they are told to a user."""
+WANTED = {
+    "dict_type": "a mapping",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "a mapping",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
 
 
 class _Section(BaseModel):
@@ -76,6 +96,8 @@ class RunFile(_Section):
     @field_validator("budget", mode="before")
     @classmethod
     def _plain_budget(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not (value is None or isinstance(value, int | dict | Budgeted)):
+            raise ValueError(f"expected a whole number of evaluations, or {{evaluations: N}}, got {value!r}")
         return {"evaluations": value} if isinstance(value, int) else value
 
     @field_validator("experts", mode="before")
@@ -173,27 +195,47 @@ def call(factory: Callable[..., Any], options: Mapping[str, Any], what: str, *po
     Raises:
         ConfigError: the factory has no such option, or needs one that is not given.
     """
-    parameters = inspect.signature(factory).parameters.values()
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    known, needed = option_names(factory), option_names(factory, needed=True)
     for key in options:
-        if key not in known and not takes_any:
-            raise ConfigError(f"{what} has no option {key!r}; {nearest(key, known)}")
-    for p in parameters:
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty and p.name not in options:
-            raise ConfigError(f"{what} needs {p.name!r}; its options are {', '.join(known)}")
-    return factory(*positional, **options)
+        if known is not None and key not in known:
+            raise ConfigError(f"{what} has no option {key!r}; {nearest(str(key), known)}")
+    for name in needed or ():
+        if name not in options:
+            raise ConfigError(f"{what} needs {name!r}; its options are {', '.join(known or needed or ())}")
+    try:
+        return factory(*positional, **options)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:  # the guard around plug-ins, which may trust the types of what they are given
+        if not options:
+            raise
+        raise ConfigError(f"{what} cannot use its options {dict(options)}: {error}") from error
+
+
+def option_names(factory: Callable[..., Any], *, needed: bool = False) -> list[str] | None:
+    """Return the options that a plug-in's factory takes, None where it takes any; or those that it cannot do without."""
+    parameters = inspect.signature(factory).parameters.values()
+    options = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if needed:
+        return [p.name for p in options if p.default is inspect.Parameter.empty]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return None if takes_any else [p.name for p in options]
 
 
 class _UniqueLoader(yaml.SafeLoader):
     """Refuses a key that stands twice, which YAML readers else let pass with the last one winning."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         for index, key in enumerate(keys):
             if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.value[index][0].start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", own[index].start_mark)
         return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 takes 1e-3 for text, since it has no point; here it is the number that everyone means.
+_UniqueLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), list("-+0123456789"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -213,25 +255,31 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{place}: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, RecursionError) as error:  # a date that is none, say
+        raise ConfigError(f"{path} holds a value that cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(data).__name__}")
     return data
 
 
 def _first_per_key(error: ValidationError) -> list[Any]:
+    """Return one detail per key; an unknown name within it comes first, since what is missing is often what was misspelt."""
     seen: dict[Any, Any] = {}
-    for detail in error.errors():
+    for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
         seen.setdefault(detail["loc"][:1], detail)
     return list(seen.values())
 
 
 def _explain(detail: Any) -> str:
-    location = [str(part) for part in detail["loc"] if not str(part).startswith(("dict[", "list[", "function-"))]
+    location = [str(part) for part in detail["loc"] if part not in ALTERNATIVES]
     key = ".".join(location) or "the file"
     if detail["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {nearest(location[-1], _keys(location[:-1]))}"
     if detail["type"] == "value_error":
         return f"{key}: {detail['ctx']['error']}" if location else str(detail["ctx"]["error"])
+    wanted = ALTERNATIVES.get(detail["loc"][-1]) or WANTED.get(detail["type"])
+    if wanted:
+        return f"{key}: expected {wanted}, got {detail['input']!r}"
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, got {detail['input']!r}"
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mergeopt.errors import ExportError, RecipeError, StoreError
 from mergeopt.evaluation.device import pick_device, pick_dtype
@@ -85,7 +86,7 @@ def export_model(
         raise StoreError(f"{folder} is already there and not empty; choose another folder")
     _check_sources(pool, recipe)
     model = make_model(pool, recipe, operator)
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir(parents=True)
         _write(pool, recipe, model, partial, promised or {})
@@ -95,8 +96,9 @@ def export_model(
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except OSError as error:
-        raise StoreError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot write the model to {folder}: {reason}; free space, or name a folder that can be written") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report

@@ -5,12 +5,28 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Interrupt"]
+__all__ = ["Interrupt", "Interrupted"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped a run after everything was stored; `Run.open(folder)` has it, resuming goes on.
+
+    It is a KeyboardInterrupt, so that a script that runs several searches stops, and not only the first of them.
+
+    Args:
+        folder: of the run.
+        reason: name of the signal.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{reason} stopped the run in {folder}; what it found is stored, and it resumes from there")
+        self.folder, self.reason = folder, reason
 
 
 class Interrupt:

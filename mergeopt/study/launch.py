@@ -9,7 +9,7 @@ from typing import Any
 
 from mergeopt.cache import cache_folder
 from mergeopt.config import RunFile, build_problem, build_strategy, strategy_from
-from mergeopt.errors import ConfigError
+from mergeopt.errors import ConfigError, RecipeError
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem, Proposal
 from mergeopt.recipe import Recipe, content_hash
@@ -17,6 +17,8 @@ from mergeopt.study.run import Progress, Run, optimize
 from mergeopt.study.store import read_header
 
 __all__ = ["Launch", "starting_points"]
+
+KINDS = ("experts", "uniform")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +70,8 @@ class Launch:
         if "random" not in run_file.baselines or run_file.budget is None:
             return None
         budget = run_file.budget.evaluations
-        key = content_hash([run.info.fingerprint, run_file.seed, run_file.batch, run_file.baselines])
+        evaluator = run.header["provenance"].get("evaluator")
+        key = content_hash([run.info.fingerprint, evaluator, run_file.seed, run_file.batch, run_file.baselines, budget])
         out = cache_folder() / "random" / key[:32]
         begun = read_header(out) is not None
         problem = build_problem(run_file, self.root)
@@ -101,11 +104,12 @@ def starting_points(problem: Problem, entries: list[str], root: Path) -> list[Pr
     points: list[Proposal] = []
     for entry in entries:
         place = root / entry
-        if place.suffix == ".json":
-            points.append(Proposal(f"init:{entry}", _encode(problem, Recipe.load(place))))
+        if entry in KINDS and isinstance(problem, MergeProblem):  # also where a folder has that name
+            points += _named_points(problem, entry)
+        elif place.suffix == ".json":
+            points.append(Proposal(f"init:{entry}", _encode(problem, Recipe.load(place), entry)))
         elif place.is_dir():
-            front = Run.open(place).front
-            points += [Proposal(f"init:{entry}:{p.trial}", _encode(problem, p.recipe) if p.recipe else p.genome) for p in front.points]
+            points += _front_of(problem, place, entry)
         elif isinstance(problem, MergeProblem):
             points += problem.starting_points(entry)
         else:
@@ -113,12 +117,29 @@ def starting_points(problem: Problem, entries: list[str], root: Path) -> list[Pr
     return points
 
 
-def _encode(problem: Problem, recipe: Recipe) -> Any:
+def _named_points(problem: MergeProblem, entry: str) -> list[Proposal]:
+    try:
+        return problem.starting_points(entry)
+    except ConfigError as error:
+        raise ConfigError(f"init: {entry}: this search does not hold them: {error}; widen its ranges, or leave them out") from error
+
+
+def _front_of(problem: Problem, folder: Path, entry: str) -> list[Proposal]:
+    points = Run.open(folder).front.points
+    if not points:
+        raise ConfigError(f"init: {folder} has no front yet; name a run that has scored something")
+    return [Proposal(f"init:{entry}:{p.trial}", _encode(problem, p.recipe, entry) if p.recipe else p.genome) for p in points]
+
+
+def _encode(problem: Problem, recipe: Recipe, entry: str) -> Any:
     if not isinstance(problem, MergeProblem):
-        raise ConfigError("init: a recipe is a starting point of merge problems only")
-    return problem.encode(recipe)
+        raise ConfigError(f"init: {entry}: a recipe is a starting point of merge problems only")
+    try:
+        return problem.encode(recipe)
+    except (ConfigError, RecipeError) as error:
+        raise ConfigError(f"init: {entry}: {error}") from error
 
 
 def _check_baselines(run_file: RunFile, problem: Problem) -> None:
-    if not isinstance(problem, MergeProblem) and run_file.init and set(run_file.init) & {"experts", "uniform"}:
+    if not isinstance(problem, MergeProblem) and run_file.init and set(run_file.init) & set(KINDS):
         raise ConfigError("init: experts and uniform are starting points of merge problems only")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergeopt.config import RunFile, build_problem
 from mergeopt.errors import ConfigError
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem
+from mergeopt.recipe import ordered_json
 
 __all__ = ["rebuild"]
 
@@ -31,5 +34,23 @@ def rebuild(header: Mapping[str, Any], fingerprint: str) -> Problem:
         )
     problem = build_problem(RunFile.parse(config["run_file"], "the stored run file"), Path(config["root"]))
     if problem.info.fingerprint != fingerprint:
-        raise ConfigError("models, data or code behind this run have changed since; what it scored cannot be made again")
+        raise ConfigError(
+            f"{_changes(header.get('provenance', {}), problem)} behind this run changed since, so what it scored cannot be made again; "
+            "put back what it was made with, or search again in another folder"
+        )
     return problem
+
+
+def _changes(stored: Mapping[str, Any], problem: Problem) -> str:
+    """Say what of a problem is not what it was, by name where it is a model or an objective."""
+    if not isinstance(problem, MergeProblem):
+        return "data or code"
+    now = json.loads(ordered_json(dict(problem.provenance())))
+    then = {"base": stored["base"], **stored["experts"]}
+    models = {"base": now["base"], **now["experts"]}
+    changed = [f"the model {name!r} ({now['paths'].get(name)})" for name in then if then[name] != models.get(name)]
+    objectives = {objective["name"]: objective for objective in now["objectives"]}
+    changed += [f"the objective {o['name']!r} (its data or code)" for o in stored["objectives"] if objectives.get(o["name"]) != o]
+    told = ("base", "experts", "objectives", "paths", "evaluator")
+    changed += [f"the {key}" for key in stored if key not in told and stored[key] != now.get(key)]
+    return ", ".join(changed) or "something"

@@ -27,6 +27,7 @@ from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.database import DATABASE
 from mergeopt.study.export import ExportReport, export_model
 from mergeopt.study.front import Front, FrontPoint
+from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.lock import is_locked
 from mergeopt.study.loop import Plan, Search
 from mergeopt.study.rebuild import rebuild
@@ -179,12 +180,12 @@ def optimize(
     header: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
-    """Search a problem with a strategy, storing every trial; return the run when it is finished or a signal stopped it.
+    """Search a problem with a strategy, storing every trial; return the run when it is finished.
 
     Baselines are scored first and cost nothing. Starting points come next and are charged; those with a genome are told to the
     strategy before its first ask. An exact duplicate of a charged candidate is answered from the store and not charged; the first
     repetition of a baseline is answered from the store too, but charged, so that baselines never change what a search finds.
-    SIGINT and SIGTERM let the candidate at hand finish; a second one stops at once.
+    SIGINT and SIGTERM let the candidate at hand finish and be stored; a second one stops at once.
 
     Args:
         problem: what is searched.
@@ -205,6 +206,7 @@ def optimize(
         StoreError: `out` holds another run, or none to resume, is being written, or cannot be written.
         StrategyError: the strategy broke its contract, or cannot be replayed.
         Failure: nothing could be scored.
+        Interrupted: a signal stopped it, cleanly.
     """
     folder = Path(out)
     if not isinstance(strategy, Strategy):
@@ -227,7 +229,10 @@ def optimize(
         _search(problem, strategy, store, plan, Publisher(folder, problem.info.objectives, plan.budget, progress))
     finally:
         store.close()
-    return Run.open(folder, problem)
+    run = Run.open(folder, problem)
+    if run.status == "interrupted":
+        raise Interrupted(folder, run.header["reason"])
+    return run
 
 
 def _search(problem: Problem, strategy: Strategy, store: Store, plan: Plan, publisher: Publisher) -> None:

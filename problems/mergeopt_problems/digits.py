@@ -35,6 +35,7 @@ VIEWS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mirrored": lambda images: images.flip(-1),
 }
 TRAIN, SEARCH = 900, 450
+BATCH = 150  # activations of more images leave the caches of a small machine
 SPLIT_SEED = 0
 
 
@@ -65,7 +66,7 @@ def digits(
     objectives = []
     for name in chosen:
         parts: dict[Part, ImageItems] = {"search": data[name]["search"], "report": data[name]["report"]}
-        objectives.append(TaskObjective(name, ImageTask(name=f"digits/{name}", parts=parts, batch=SEARCH), make_metric()))
+        objectives.append(TaskObjective(name, ImageTask(name=f"digits/{name}", parts=parts, batch=BATCH), make_metric()))
     return MergeMaterials(
         name="digits", base=str(folders["base"]), experts={name: str(folders[name]) for name in chosen}, objectives=tuple(objectives)
     )

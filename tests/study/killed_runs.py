@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from mergeopt.errors import StoreError
-from mergeopt.study.run import Progress, optimize
+from mergeopt.study.interrupt import Interrupted
+from mergeopt.study.run import Progress, Run, optimize
 from tests.study.analytic import Climber, Quadratic
 
 
@@ -22,7 +23,11 @@ def run(folder: Path, budget: int, seconds: float) -> None:
 
     resume = (folder / "run.db").exists()
     problem = Quadratic(seconds=seconds, fail=0.8)
-    found = optimize(problem, Climber(), budget=budget, seed=3, out=folder, resume=resume, progress=tell)
+    try:
+        optimize(problem, Climber(), budget=budget, seed=3, out=folder, resume=resume, progress=tell)
+    except Interrupted:
+        print("stopped", flush=True)
+    found = Run.open(folder)
     print(found.status, len(found.front), flush=True)
 
 

@@ -1,0 +1,175 @@
+"""`mergeopt run`, `mergeopt check` and `mergeopt front`: searching, and showing what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mergeopt.cli.screen import Follow, errors, results
+from mergeopt.config import RunFile, build_problem, build_strategy
+from mergeopt.merge_problem import MergeProblem
+from mergeopt.problem import Problem, Proposal
+from mergeopt.report.summary import RANDOM, Summary, summarise
+from mergeopt.report.table import render
+from mergeopt.study.interrupt import Interrupted
+from mergeopt.study.launch import Launch
+from mergeopt.study.run import Run
+
+__all__ = ["check_run_file", "run_search", "show_front"]
+
+PICTURE = "front.png"
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def run_search(file: Path, overrides: Mapping[str, Any], *, resume: bool, as_json: bool) -> None:
+    """Search as a run file says, print the front, and say where everything was written.
+
+    Args:
+        file: the run file.
+        overrides: values in place of the file's; None leaves the file's.
+        resume: go on with the run in the folder.
+        as_json: print the front as JSON on standard output.
+
+    Raises:
+        UserError: the file, its sources or the folder cannot be used.
+        Failure: the search itself went wrong.
+    """
+    run_file = RunFile.load(file, overrides)
+    launch = Launch(run_file, file.parent)
+    try:
+        with Follow(errors()) as follow:
+            run = launch.run(resume=resume, progress=follow)
+    except Interrupted as stop:
+        run = Run.open(stop.folder)
+    random = None
+    if run.status == "finished":
+        with Follow(errors(), label="random search, to compare with") as follow:
+            random = launch.random_search(run, progress=follow)
+    summary = summarise(run, random)
+    picture = _drawn(summary)
+    if as_json:
+        typer.echo(json.dumps(_document(run, summary), indent=2))
+    else:
+        _show(summary, whole=False)
+        _show_ways_on(run, file, picture)
+    if run.status == "interrupted":
+        errors().print(f"stopped by {run.header['reason']}; go on with: mergeopt run {file} --out {run.folder} --resume", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def show_front(folder: Path, *, as_json: bool, plot: Path | None) -> None:
+    """Print the front of a run as a table or as JSON, and draw it when asked.
+
+    Raises:
+        StoreError: there is no run in the folder.
+        ConfigError: the picture cannot be drawn.
+    """
+    run = Run.open(folder)
+    if plot is not None:
+        from mergeopt.report.plot import draw
+
+        draw(summarise(run), plot)
+    if as_json:
+        typer.echo(json.dumps(run.front_json(), indent=2))
+        return
+    _show(summarise(run), whole=True)
+    if run.status != "finished":
+        typer.echo(f"the run is {run.status}; {run.evaluations} of {run.header['budget']} evaluations are done")
+    if plot is not None:
+        typer.echo(f"drawn: {plot}")
+
+
+def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
+    """Print what a run file would search, and what memory and time that would take.
+
+    Two candidates are scored to know the time; nothing is written.
+
+    Raises:
+        UserError: the file or its sources cannot be used.
+    """
+    run_file = RunFile.load(file, overrides)
+    strategy = build_strategy(run_file)
+    problem = build_problem(run_file, file.parent)
+    for line in _description(problem):
+        typer.echo(line)
+    typer.echo(f"strategy    {strategy.info.name} ({strategy.info.version})")
+    seconds = _seconds_per_candidate(problem)
+    spent = (
+        ""
+        if run_file.budget is None
+        else f"; {run_file.budget.evaluations} evaluations take about {_duration(seconds * run_file.budget.evaluations)}"
+    )
+    typer.echo(f"time        {_duration(seconds)} a candidate{spent}")
+
+
+def _document(run: Run, summary: Summary) -> dict[str, Any]:
+    """Return the front as JSON-able data, the random search among its baselines when there was one."""
+    data = run.front_json()
+    if RANDOM in summary.hypervolumes and RANDOM not in data["baselines"]:
+        search, report = summary.hypervolumes[RANDOM]
+        data["baselines"][RANDOM] = {"hypervolume": search, "report_hypervolume": report}
+    return data
+
+
+def _drawn(summary: Summary) -> Path | None:
+    from mergeopt.report.plot import MOST_OBJECTIVES, draw
+
+    if not summary.front or len(summary.objectives) > MOST_OBJECTIVES:
+        return None
+    draw(summary, summary.folder / PICTURE)
+    return summary.folder / PICTURE
+
+
+def _show(summary: Summary, *, whole: bool) -> None:
+    console = results()
+    console.print(render(summary, width=console.width, whole=whole))
+
+
+def _show_ways_on(run: Run, file: Path, picture: Path | None) -> None:
+    written = [str(run.folder / "run.db"), *([] if picture is None else [str(picture)])]
+    typer.echo(f"\nwritten     {', '.join(written)}")
+    typer.echo(f"export      mergeopt export {run.folder} --knee --to merged/")
+    if run.status == "finished":
+        typer.echo(f"extend      mergeopt run {file} --out {run.folder} --budget {2 * int(run.header['budget'])} --resume")
+
+
+def _description(problem: Problem) -> list[str]:
+    info = problem.info
+    lines = [f"problem     {info.name}"]
+    lines += [f"objective   {o.name} ({o.direction}{'' if o.constraint is None else f', within {o.constraint}'})" for o in info.objectives]
+    lines.append(f"parts       {', '.join(problem.parts)}")
+    if isinstance(problem, MergeProblem):
+        lines.append(f"operator    {problem.operator.name} ({problem.operator.variant})")
+        memory = problem.memory()
+        details = ", ".join(f"{what} {_size(count)}" for what, count in memory.items())
+        lines.append(f"memory      {_size(sum(memory.values()))}: {details}")
+    lines.append(f"dimensions  {info.space.dim}")
+    lines += [f"            {name}" for name in info.space.names]
+    return lines
+
+
+def _seconds_per_candidate(problem: Problem) -> float:
+    """Return the seconds that the second of two candidates takes; the first also pays for loading and preparing."""
+    genome = problem.info.space.sample(_fixed_rng(), 2)
+    evaluations = list(problem.evaluate([Proposal(f"sample {i}", row) for i, row in enumerate(genome)], "search"))
+    return sum(evaluations[-1].seconds.values())
+
+
+def _fixed_rng() -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
