@@ -97,9 +97,13 @@ class MergeProblem:
         evaluator.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
         return evaluator
 
-    @cached_property
+    @property
     def info(self) -> ProblemInfo:
         """The problem as data."""
+        return self._info
+
+    @cached_property
+    def _info(self) -> ProblemInfo:
         objectives = tuple(objective.info for objective in self.objectives)
         return ProblemInfo(self.name, self.coefficients.space, objectives, content_hash(self._identity))
 

@@ -20,6 +20,7 @@ from mergeopt.task import ObjectiveInfo, Part
 __all__ = ["MOST_OBJECTIVES", "draw"]
 
 MOST_OBJECTIVES = 6
+CROWD = 20  # points of a front from which on their error bars are told in the legend only
 FORMATS = (".png", ".pdf", ".svg")
 Values = npt.NDArray[np.float64]
 
@@ -120,8 +121,10 @@ def _scatter(ax: Axes, summary: Summary, x: ObjectiveInfo, y: ObjectiveInfo) -> 
         if mark.report is None:
             continue
         here, there = (mark.search[x.name], mark.search[y.name]), (mark.report[x.name], mark.report[y.name])
-        ax.plot(*zip(here, there, strict=True), color=REPORT, linewidth=0.7, alpha=0.35, zorder=2)
-        errors: dict[str, Any] = {"xerr": [_error(mark, x, "report")], "yerr": [_error(mark, y, "report")]}
+        errors: dict[str, Any] = {}
+        if not _crowded(summary):
+            ax.plot(*zip(here, there, strict=True), color=REPORT, linewidth=0.7, alpha=0.35, zorder=2)
+            errors = {"xerr": [_error(mark, x, "report")], "yerr": [_error(mark, y, "report")]}
         ax.errorbar([there[0]], [there[1]], **errors, **_report_style(alpha=_fade(summary)))
     front = _points(summary.front, x, y)
     ax.scatter(front[:, 0], front[:, 1], s=30, color=FRONT, linewidths=0, zorder=4)
@@ -160,6 +163,9 @@ def _report_keys(summary: Summary) -> list[Line2D]:
         return []
     what = "best" if len(summary.objectives) == 1 else "front"
     label = f"{what} on the report part,\n± one standard error"
+    if _crowded(summary):
+        known = [error for mark in summary.front for o in summary.objectives if (error := mark.error(o.name, "report")) is not None]
+        label = f"{what} on the report part" + (f"\n(median standard error {np.median(known):.2g})" if known else "")
     return [Line2D([], [], marker="o", linestyle="none", markerfacecolor="white", markeredgecolor=REPORT, markersize=6, label=label)]
 
 
@@ -180,6 +186,11 @@ def _report_style(*, alpha: float = 1.0) -> dict[str, Any]:
         "alpha": alpha,
         "zorder": 2.5,
     }
+
+
+def _crowded(summary: Summary) -> bool:
+    """Return whether error bars would hide what they belong to."""
+    return len(summary.front) > CROWD
 
 
 def _fade(summary: Summary) -> float:

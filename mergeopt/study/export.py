@@ -144,6 +144,8 @@ def _write(pool: Pool, recipe: Recipe, model: torch.nn.Module, folder: Path, pro
         shutil.copyfile(source, folder / name)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(recipe, promised), encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
+        weights.chmod((folder / "README.md").stat().st_mode)
 
 
 def _rescore(pool: Pool, folder: Path, recipe: Recipe, objectives: Sequence[Objective], device: str) -> dict[str, float]:

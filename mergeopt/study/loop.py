@@ -114,7 +114,7 @@ class Search:
 
     def _starting_points(self) -> None:
         self._phase = "starting points"
-        trials = self._score("init", [_item(proposal) for proposal in self._plan.init])
+        trials = self._score("init", [self._made(proposal) for proposal in self._plan.init])
         if self._interrupt.requested is None:
             pairs = [(Candidate(trial.genome), trial) for trial in trials if trial.genome is not None]
             self._tell(pairs)
@@ -281,9 +281,14 @@ class Search:
         except ConfigError as error:
             raise StrategyError(f"the strategy {self._strategy.info.name!r} asked for what is no point of the space: {error}") from error
         genome = genome.copy()  # a strategy may go on using its own array
-        proposal = Proposal("asked", genome)
+        return self._made(Proposal("asked", genome))
+
+    def _made(self, proposal: Proposal) -> _Item:
+        """Return a proposal with the recipe of its genome; without it, it could be neither exported nor told from its duplicates."""
+        if proposal.recipe is not None or proposal.genome is None:
+            return _item(proposal)
         try:
-            return _item(replace(proposal, recipe=self._problem.decode(genome)))
+            return _item(replace(proposal, recipe=self._problem.decode(proposal.genome)))
         except CandidateError as error:
             return replace(_item(proposal), error=f"cannot be made: {error}")
 
