@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test format lint types imports tests clean
+.PHONY: demo test format lint types imports tests clean study-nsga2
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -31,6 +31,10 @@ imports: $(VENV)/.installed-dev
 
 tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+# Studies take minutes and are not part of `make test`; each rewrites its small result file under studies/results.
+study-nsga2: $(VENV)/.installed
+	$(BIN)/python studies/nsga2_vs_random.py
 
 clean:
 	rm -rf $(VENV) .cache .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from mergeopt.errors import ConfigError, nearest
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.genomes.coefficients import CoefficientSpace
+from mergeopt.models.checkpoint import HUB_PREFIX
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.operators.function import OperatorFactory
 from mergeopt.problem import Evaluation, ProblemInfo, Proposal
-from mergeopt.recipe import Argument, Recipe, Source, content_hash
+from mergeopt.recipe import Argument, Recipe, Source, content_hash, groups_json
 from mergeopt.registry import load
 from mergeopt.task import Objective, Part
 
@@ -82,7 +84,7 @@ class MergeProblem:
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
     ) -> None:
-        self.pool, self.name, self._baselines = pool, name, tuple(baselines)
+        self.pool, self.name, self._baselines = pool, name, _known_baselines(baselines)
         self.operator = find_operator(operator, variant)
         _check_experts(self.operator, pool)
         self.objectives = _checked(objectives)
@@ -181,6 +183,7 @@ class MergeProblem:
             "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant},
             "fixed": {name: _plain(a) for name, a in self._midpoint.arguments.items() if a.static},
             "space": self.coefficients.space.describe(),
+            "groups": {name: [groups_json(a.groups), a.curve] for name, a in self._midpoint.arguments.items()},
             "exclude": list(self.pool.exclude),
             "dtype": str(self.dtype).removeprefix("torch."),
             "objectives": [{"name": o.info.name, "direction": o.info.direction, **o.fingerprint} for o in self.objectives],
@@ -228,9 +231,15 @@ Sources = tuple[Source, tuple[Source, ...]]
 
 
 def sources_of(pool: Pool) -> Sources:
-    """Return base and experts of a pool with their content hashes; reads all their bytes."""
-    base = Source("base", pool.base.path, pool.base.hash)
-    return base, tuple(Source(name, expert.path, expert.hash) for name, expert in pool.experts.items())
+    """Return base and experts of a pool with their content hashes; reads all their bytes.
+
+    Paths are made absolute: a recipe outlives the working directory it was made in.
+    """
+    base, *experts = (
+        Source(name, source.path if source.path.startswith(HUB_PREFIX) else str(Path(source.path).absolute()), source.hash)
+        for name, source in {"base": pool.base, **pool.experts}.items()
+    )
+    return base, tuple(experts)
 
 
 def make_recipe(pool: Pool, sources: Sources, operator: MergeOperator, arguments: Mapping[str, Argument], dtype: torch.dtype) -> Recipe:
@@ -270,6 +279,8 @@ def find_operator(operator: str | MergeOperator | OperatorFactory, variant: str 
     """
     factory = load("operators", operator) if isinstance(operator, str) else operator
     if not isinstance(factory, type | OperatorFactory):
+        if variant not in (factory.variants[0], factory.variant):
+            raise ConfigError(f"merge: variant {variant!r} was asked for, but the operator given is of variant {factory.variant!r}")
         return factory
     if variant not in factory.variants:  # type: ignore[union-attr]
         raise ConfigError(f"merge: operator {operator!r} has no variant {variant!r}; {nearest(variant, factory.variants)}")  # type: ignore[union-attr]
@@ -284,6 +295,15 @@ def _check_experts(operator: MergeOperator, pool: Pool) -> None:
         raise ConfigError(f"merge: operator {operator.name!r} merges {wanted} experts, got {count}: {', '.join(pool.expert_names)}")
 
 
+def _known_baselines(kinds: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(kinds, str):
+        raise ConfigError(f"baselines: expected a list, got {kinds!r}; write [{kinds}]")
+    for kind in kinds:
+        if kind not in BASELINES:
+            raise ConfigError(f"baselines: unknown kind {kind!r}; {nearest(str(kind), BASELINES)}")
+    return tuple(kinds)
+
+
 def _checked(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     names = [objective.info.name for objective in objectives]
     if not names:
@@ -295,4 +315,4 @@ def _checked(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
 
 
 def _plain(argument: Argument) -> dict[str, Any]:
-    return {"groups": argument.groups, "curve": argument.curve, "values": dict(argument.values)}
+    return {"groups": groups_json(argument.groups), "curve": argument.curve, "values": dict(argument.values)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from mergeopt.errors import RecipeError
 
-__all__ = ["Argument", "Recipe", "Source", "canonical_json", "content_hash", "ordered_json"]
+__all__ = ["Argument", "Recipe", "Source", "canonical_json", "content_hash", "groups_json", "ordered_json"]
 
 FORMAT = 1
 
@@ -106,7 +106,12 @@ class Recipe:
             "experts": [_source_json(source) for source in self.experts],
             "operator": {"name": self.operator, "version": self.operator_version, "variant": self.variant},
             "arguments": {
-                name: {"groups": argument.groups, "curve": argument.curve, "static": argument.static, "values": dict(argument.values)}
+                name: {
+                    "groups": groups_json(argument.groups),
+                    "curve": argument.curve,
+                    "static": argument.static,
+                    "values": dict(argument.values),
+                }
                 for name, argument in self.arguments.items()
             },
             "exclude": list(self.exclude),
@@ -133,7 +138,7 @@ class Recipe:
                 operator_version=int(data["operator"]["version"]),
                 variant=_text(data["operator"]["variant"]),
                 arguments={
-                    _text(name): Argument(a["groups"], a["curve"], dict(a["values"]), bool(a["static"]))
+                    _text(name): Argument(_groups(a["groups"]), a["curve"], dict(a["values"]), bool(a["static"]))
                     for name, a in data["arguments"].items()
                 },
                 exclude=tuple(_text(pattern) for pattern in data["exclude"]),
@@ -177,6 +182,15 @@ class Recipe:
             base=replace(self.base, path=places.get(self.base.name, self.base.path)),
             experts=tuple(replace(source, path=places.get(source.name, source.path)) for source in self.experts),
         )
+
+
+def groups_json(groups: Any) -> Any:
+    """Return a grouping as JSON that no sorting of keys can change: regexes are tried in order, so they become a list of pairs."""
+    return [[name, pattern] for name, pattern in groups.items()] if isinstance(groups, Mapping) and "blocks" not in groups else groups
+
+
+def _groups(data: Any) -> Any:
+    return {_text(name): pattern for name, pattern in data} if isinstance(data, list) else data
 
 
 def _source_json(source: Source) -> dict[str, Any]:

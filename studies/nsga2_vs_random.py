@@ -1,4 +1,5 @@
-"""Does NSGA-II find better fronts than random search on the quickstart's problem? Paired seeds, equal budgets.
+"""Does NSGA-II find better fronts than random search on the quickstart's problem? Paired seeds, equal budgets, the same
+starting points.
 
 `make study-nsga2` runs it (about five minutes on two quiet cores) and rewrites `studies/results/nsga2_vs_random.json`.
 """
@@ -16,6 +17,7 @@ from scipy.stats import wilcoxon
 
 import mergeopt as mo
 from mergeopt.config import RunFile, build_problem
+from mergeopt.study.launch import starting_points
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = Path(__file__).parent / "results" / "nsga2_vs_random.json"
@@ -28,13 +30,15 @@ def main() -> None:
     if run_file.budget is None:
         raise SystemExit("the quickstart has no budget")
     problem = build_problem(run_file, ROOT / "examples")
+    init = starting_points(problem, run_file.init, ROOT / "examples")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
             for strategy in (run_file.strategy, "random"):
                 name = strategy if isinstance(strategy, str) else strategy["name"]
                 out = Path(folder) / f"{name}-{seed}"
-                run = mo.optimize(problem, strategy, budget=run_file.budget.evaluations, seed=seed, out=out, batch=run_file.batch)
+                budget = run_file.budget.evaluations
+                run = mo.optimize(problem, strategy, budget=budget, seed=seed, out=out, init=init, batch=run_file.batch)
                 rows.append(
                     {
                         "strategy": name,

@@ -16,7 +16,7 @@ from mergeopt.problem import Problem, Proposal
 from mergeopt.report.summary import RANDOM, Summary, summarise
 from mergeopt.report.table import render
 from mergeopt.study.interrupt import Interrupted
-from mergeopt.study.launch import Launch
+from mergeopt.study.launch import Launch, cached_random_search
 from mergeopt.study.run import Run
 
 __all__ = ["check_run_file", "run_search", "show_front"]
@@ -45,11 +45,7 @@ def run_search(file: Path, overrides: Mapping[str, Any], *, resume: bool, as_jso
             run = launch.run(resume=resume, progress=follow)
     except Interrupted as stop:
         run = Run.open(stop.folder)
-    random = None
-    if run.status == "finished":
-        with Follow(errors(), label="random search, to compare with") as follow:
-            random = launch.random_search(run, progress=follow)
-    summary = summarise(run, random)
+    summary = summarise(run, _random_search(launch, run))
     picture = _drawn(summary)
     if as_json:
         typer.echo(json.dumps(_document(run, summary), indent=2))
@@ -61,6 +57,17 @@ def run_search(file: Path, overrides: Mapping[str, Any], *, resume: bool, as_jso
         raise typer.Exit(INTERRUPTED)
 
 
+def _random_search(launch: Launch, run: Run) -> Run | None:
+    if run.status != "finished":
+        return None
+    try:
+        with Follow(errors(), label="random search, to compare with") as follow:
+            return launch.random_search(run, progress=follow)
+    except Interrupted as stop:
+        errors().print(f"the random search was stopped by {stop.reason}; --resume goes on with it", soft_wrap=True)
+        return None
+
+
 def show_front(folder: Path, *, as_json: bool, plot: Path | None) -> None:
     """Print the front of a run as a table or as JSON, and draw it when asked.
 
@@ -69,14 +76,15 @@ def show_front(folder: Path, *, as_json: bool, plot: Path | None) -> None:
         ConfigError: the picture cannot be drawn.
     """
     run = Run.open(folder)
+    summary = summarise(run, cached_random_search(run))
     if plot is not None:
         from mergeopt.report.plot import draw
 
-        draw(summarise(run), plot)
+        draw(summary, plot)
     if as_json:
-        typer.echo(json.dumps(run.front_json(), indent=2))
+        typer.echo(json.dumps(_document(run, summary), indent=2))
         return
-    _show(summarise(run), whole=True)
+    _show(summary, whole=True)
     if run.status != "finished":
         typer.echo(f"the run is {run.status}; {run.evaluations} of {run.header['budget']} evaluations are done")
     if plot is not None:
@@ -143,12 +151,16 @@ def _description(problem: Problem) -> list[str]:
     lines += [f"objective   {o.name} ({o.direction}{'' if o.constraint is None else f', within {o.constraint}'})" for o in info.objectives]
     lines.append(f"parts       {', '.join(problem.parts)}")
     if isinstance(problem, MergeProblem):
+        coverage = problem.pool.coverage
+        kinds = {"merged": coverage.merged, "copied": coverage.copied, "excluded": coverage.excluded, "tied": coverage.tied}
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+        lines.append(f"tensors     {coverage.total}: {counts}; {problem.layout.elements:,} parameters are merged")
         lines.append(f"operator    {problem.operator.name} ({problem.operator.variant})")
+        lines += [f"            {line}" for line in problem.coefficients.describe()]
         memory = problem.memory()
         details = ", ".join(f"{what} {_size(count)}" for what, count in memory.items())
         lines.append(f"memory      {_size(sum(memory.values()))}: {details}")
     lines.append(f"dimensions  {info.space.dim}")
-    lines += [f"            {name}" for name in info.space.names]
     return lines
 
 

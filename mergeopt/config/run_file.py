@@ -235,7 +235,7 @@ class _UniqueLoader(yaml.SafeLoader):
 
 
 # YAML 1.1 takes 1e-3 for text, since it has no point; here it is the number that everyone means.
-_UniqueLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), list("-+0123456789"))
+_UniqueLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

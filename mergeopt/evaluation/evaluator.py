@@ -135,14 +135,20 @@ class Evaluator:
             else:
                 found = [self._stream(operator, one, index) for index, one in zip(indices, values, strict=True)]
             for index, error in zip(indices, found, strict=True):
-                errors[index] = error
+                errors[index] = error or self._overflow(index)
         return errors
 
+    def _overflow(self, row: int) -> str | None:
+        """Say so when weights that are finite in float32 are not in float16, whose largest number is 65504."""
+        fine = self.dtype != torch.float16 or bool(torch.isfinite(self.arena.rows[row]).all())
+        return None if fine else "its weights overflow float16; use bfloat16 or float32"
+
     def _stream(self, operator: MergeOperator, values: Values, row: int) -> str | None:
-        for segment, tensor in stream(self.layout, operator, values, self.device):
-            if not bool(torch.isfinite(tensor).all()):
-                return f"{segment.name} is not finite after merging"
-            self.arena.rows[row, segment.start : segment.end] = tensor.reshape(-1).to(self.dtype)
+        try:
+            for segment, tensor in stream(self.layout, operator, values, self.device):
+                self.arena.rows[row, segment.start : segment.end] = tensor.reshape(-1).to(self.dtype)
+        except CandidateError as error:
+            return str(error)
         return None
 
     def _values(self, operator: MergeOperator, recipe: Recipe) -> Values:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergeopt.errors import CandidateError
 from mergeopt.evaluation.arena import DeltaArena
 from mergeopt.genomes.coefficients import ParameterValues
 from mergeopt.models.layout import Layout, Segment
@@ -75,7 +76,7 @@ class Materializer:
                     check_plan(plan, len(rows), len(self.arena.rows), self.operator.name)
                     _note(plan, rows, errors)
                     for run in runs:
-                        _execute(plan, self.arena.rows[:, run.start : run.end], out, rows, run.start)
+                        _execute(plan, self.arena.rows[:, run.start : run.end], out, rows, run.start, errors)
         return errors
 
 
@@ -83,6 +84,9 @@ def stream(layout: Layout, operator: MergeOperator, values: Values, device: torc
     """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape].
 
     Memory: one tensor times its rows.
+
+    Raises:
+        CandidateError: it cannot be made.
     """
     fixed = _Fixed(values)
     overall = _overall(layout, operator, fixed, device)
@@ -94,7 +98,11 @@ def stream(layout: Layout, operator: MergeOperator, values: Values, device: torc
         plan = operator.lower(state, arguments_at(index))
         check_plan(plan, 1, len(rows), operator.name)
         out = torch.empty((1, base.numel()), dtype=torch.float32, device=device)
-        _execute(plan, rows, out, [0], 0)
+        errors: list[str | None] = [None]
+        _note(plan, [0], errors)
+        _execute(plan, rows, out, [0], 0, errors)
+        if errors[0] is not None:
+            raise CandidateError(f"{errors[0]} (in {segment.name})")
         yield segment, out.view(segment.shape)
 
 
@@ -164,26 +172,35 @@ def _note(plan: Plan, rows: Sequence[int], errors: list[str | None]) -> None:
                 errors[row] = "its coefficients are not finite (do its weights add up to zero?)"
 
 
-def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
-    """Run a plan over rows [R, S] into elements [start, start + S) of some rows of out."""
+def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int, errors: list[str | None]) -> None:
+    """Run a plan over rows [R, S] into elements [start, start + S) of some rows of out; note what went wrong, by row of out."""
     end = start + rows.shape[1]
     if isinstance(plan, Linear):
         _multiply(plan.coefficients.to(torch.float32), rows, out, where, slice(start, end))
-    elif isinstance(plan, Dense):
-        whole = rows.reshape(len(rows), *plan.shape)
-        for candidate, row in enumerate(where):
-            out[row, start:end] = plan.function(candidate, whole).reshape(-1)
+        return
+    if isinstance(plan, Dense):
+        rows, chunk = rows.reshape(len(rows), *plan.shape), max(1, end - start)
     else:
-        for at in range(0, end - start, ELEMENTS):
-            part = rows[:, at : at + ELEMENTS]
-            for candidate, row in enumerate(where):
-                out[row, start + at : start + at + part.shape[1]] = plan.function(candidate, part)
+        chunk = ELEMENTS
+    for at in range(start, end, chunk):
+        part = rows if isinstance(plan, Dense) else rows[:, at - start : at - start + chunk]
+        for candidate, row in enumerate(where):
+            try:
+                made = plan.function(candidate, part).reshape(-1)
+            except CandidateError as error:
+                errors[row] = errors[row] or str(error)
+                continue
+            out[row, at : at + made.numel()] = made
+            if errors[row] is None and not bool(torch.isfinite(made).all()):
+                errors[row] = "the merged weights are not finite"
 
 
 def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], place: slice) -> None:
-    if len(coefficients) == 1 and len(rows) > WIDE:
-        # A product of one row with many is a matrix-vector product, which sums in another order: a second, unused row keeps the bits.
-        out[where[0], place] = torch.mm(coefficients.expand(2, -1), rows)[0]
+    alone, narrow = len(coefficients) == 1 and len(rows) > WIDE, rows.shape[1] == 1
+    if alone or narrow:
+        # A product with one row or one column is a matrix-vector product, which sums in another order: an unused twin keeps the bits.
+        twins = torch.mm(coefficients.repeat(2, 1), rows.repeat(1, 2) if narrow else rows)
+        out[list(where), place] = twins[: len(where), : rows.shape[1]].to(out.dtype)
     elif out.dtype == torch.float32 and list(where) == list(range(where[0], where[0] + len(where))):
         torch.mm(coefficients, rows, out=out[where[0] : where[0] + len(where), place])
     else:

@@ -30,6 +30,7 @@ def score_model(model: torch.nn.Module, objectives: Sequence[Objective], part: P
     scores: dict[str, Score] = {}
     for objective in objectives:
         name = objective.info.name
+        model.eval()  # a user's function may have left it in training mode
         try:
             score = objective.score(model, part, device, memo)
         except CandidateError:

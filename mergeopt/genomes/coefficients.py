@@ -23,7 +23,7 @@ from mergeopt.errors import ConfigError, RecipeError, nearest
 from mergeopt.genomes.space import Choice, Dimension, Float, Int, Simplex, Space, Value
 from mergeopt.models.groups import Grouping, grouping
 from mergeopt.operators.contract import MergeOperator, Param
-from mergeopt.recipe import Argument
+from mergeopt.recipe import Argument, groups_json
 
 __all__ = ["CoefficientSpace", "ParameterValues", "parameter_values"]
 
@@ -101,7 +101,9 @@ class CoefficientSpace:
         values: dict[str, Value] = {}
         for slot in self._slots:
             argument = arguments.get(slot.param.name)
-            if argument is None or (slot.dimensions and (argument.groups, argument.curve) != (slot.grouping.spec, slot.grouping.curve)):
+            if argument is None or (
+                slot.dimensions and _spread(argument.groups, argument.curve) != _spread(slot.grouping.spec, slot.grouping.curve)
+            ):
                 raise ConfigError(f"{slot.param.name}: the recipe's groups are not this search's ({slot.grouping.spec!r})")
             table = _table(slot.param, argument, slot.grouping.knots if slot.dimensions else tuple(argument.values), self.experts)
             cells = slot.cells if slot.dimensions else [slot.cells[0]] * len(table)
@@ -126,6 +128,21 @@ class CoefficientSpace:
                     elif slot.param.name == "weight" and cell != wanted:
                         raise ConfigError(f"weight: {expert or 'it'} is fixed at {cell}, the starting point needs {wanted}")
         return self.space.encode({name: self._inside(name, value) for name, value in values.items()})
+
+    def describe(self) -> list[str]:
+        """Return a line for people per parameter: its fixed value, or what is searched and over which groups."""
+        lines = []
+        for slot in self._slots:
+            if not slot.dimensions:
+                row = slot.cells[0]
+                values = dict(zip(self.experts, row, strict=True)) if slot.param.per_expert and len(set(row)) > 1 else row[0]
+                lines.append(f"{slot.param.name} = {values}")
+                continue
+            ranges = ", ".join(dict.fromkeys(_range(dimension) for dimension in slot.dimensions))
+            knots = slot.grouping.knots
+            shown = ", ".join(knots if len(knots) <= 6 else [*knots[:3], "...", *knots[-2:]])
+            lines.append(f"{slot.param.name}: {len(slot.dimensions)} searched, {ranges}; {len(knots)} groups: {shown}")
+        return lines
 
     def _inside(self, name: str, value: Value) -> Value:
         """Return a default moved into the range that is searched; weights are left as they are."""
@@ -167,6 +184,8 @@ class CoefficientSpace:
         if "choices" in given or param.kind == "choice":
             return self._choice(param, given)
         if given.get("simplex"):
+            if beside := [key for key in given if key not in ("simplex", "groups")]:
+                raise ConfigError(f"merge: parameters: {param.name}: shares of a simplex lie between 0 and 1; drop {', '.join(beside)}")
             return self._simplex(param, group)
         return self._ranged(param, given, group)
 
@@ -233,13 +252,14 @@ class CoefficientSpace:
     def _ties(self, param: Param, tie: Any) -> list[str]:
         if not param.per_expert:
             return [""]
-        if tie is True:
-            return [""] * len(self.experts)
+        if isinstance(tie, bool):
+            return [""] * len(self.experts) if tie else list(self.experts)
         label = {expert: expert for expert in self.experts}
-        for together in tie or []:
-            if not isinstance(together, Sequence) or isinstance(together, str) or any(expert not in label for expert in together):
+        for together in tie if _is_list(tie) else [tie]:
+            if not _is_list(together) or any(label.get(expert) != expert for expert in together):
                 raise ConfigError(
-                    f"merge: parameters: {param.name}: tie: expected true or lists of expert names ({', '.join(self.experts)}), got {tie!r}"
+                    f"merge: parameters: {param.name}: tie: expected true or lists of expert names ({', '.join(self.experts)}), each named "
+                    f"at most once, got {tie!r}"
                 )
             label |= dict.fromkeys(together, "+".join(together))
         return [label[expert] for expert in self.experts]
@@ -273,6 +293,11 @@ class _Name(str):
     __slots__ = ()
 
 
+def _spread(groups: Any, curve: int | None) -> Any:
+    """Return what tells two groupings apart; of regexes the order counts."""
+    return groups_json(groups), curve
+
+
 def parameter_values(param: Param, argument: Argument, group: Grouping, experts: Sequence[str]) -> ParameterValues:
     """Read one argument of a recipe back, checked against the operator and the model.
 
@@ -296,6 +321,18 @@ def parameter_values(param: Param, argument: Argument, group: Grouping, experts:
         return ParameterValues(param, group, argument.static, table[0][0])
     values = np.asarray(table, dtype=np.float64)
     return ParameterValues(param, group, argument.static, values if param.per_expert else values[:, 0])
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _range(dimension: Dimension) -> str:
+    if isinstance(dimension, Simplex):
+        return f"shares of {len(dimension.members)} adding up to one"
+    if isinstance(dimension, Choice):
+        return f"one of {list(dimension.options)}"
+    return f"{dimension.low:g} to {dimension.high:g}{' (log)' if dimension.log else ''}"
 
 
 def _table(param: Param, argument: Argument, knots: Sequence[str], experts: Sequence[str]) -> list[list[Value]]:

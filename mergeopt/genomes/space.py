@@ -7,7 +7,7 @@ canonical code per value, so `decode(encode(values)) == values` for all values t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -61,10 +61,11 @@ class Float:
             return self.low
         if code >= 1.0:
             return self.high
+        # One product and one sum: rounding keeps their order, so that encoding can search for the code of a value.
         if self.log:
-            value = math.exp(math.log(self.low) * (1.0 - code) + math.log(self.high) * code)
+            value = math.exp(math.log(self.low) + code * (math.log(self.high) - math.log(self.low)))
         else:
-            value = self.low * (1.0 - code) + self.high * code
+            value = self.low + code * (self.high - self.low)
         return min(self.high, max(self.low, value))  # rounding alone can leave the range, by one unit in the last place
 
 
@@ -232,7 +233,8 @@ class Space:
             ConfigError: a name is missing or unknown, or a value is out of its range.
         """
         missing = [name for name in self.names if name not in values]
-        unknown = [name for name in values if name not in set(self.names)]
+        known = set(self.names)
+        unknown = [name for name in values if name not in known]
         if missing or unknown:
             raise ConfigError(f"expected a value for each of {list(self.names)}; missing: {missing}, unknown: {unknown}")
         code: list[float] = []
@@ -268,16 +270,19 @@ def _fields(dimension: Dimension) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
 
 
-def _settle(guess: float, value: float, decode: Any) -> float:
-    """Return the code nearest the guess that decodes to the value exactly, or the guess where the grid of codes is too coarse."""
-    up = down = guess
-    for _ in range(8):
-        if decode(up) == value:
-            return up
-        if decode(down) == value:
-            return down
-        up, down = min(1.0, math.nextafter(up, 2.0)), max(0.0, math.nextafter(down, -1.0))
-    return guess
+def _settle(guess: float, value: float, decode: Callable[[float], float]) -> float:
+    """Return a code near the guess that a rising function decodes to the value exactly, or the guess where the value has no code."""
+    if decode(guess) == value:
+        return guess
+    below = above = guess
+    step = math.ulp(guess)
+    while below > 0.0 and decode(below) > value:
+        below, step = max(0.0, below - step), 2.0 * step
+    while above < 1.0 and decode(above) < value:
+        above, step = min(1.0, above + step), 2.0 * step
+    while below < (middle := below + (above - below) / 2.0) < above and decode(middle) != value:
+        below, above = (middle, above) if decode(middle) < value else (below, middle)
+    return next((code for code in (middle, below, above) if decode(code) == value), guess)
 
 
 def _check_bounds(name: str, low: float, high: float) -> None:

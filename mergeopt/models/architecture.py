@@ -28,12 +28,14 @@ class TensorMap:
     Args:
         live: stored name -> name in the live model, in the live model's order; tied tensors appear once, under one name.
         tied: stored name -> the stored name it is a second copy of; their contents must be equal.
+        copies: name in the live model that shares another's storage -> stored name of that other.
         ignored: stored names that the model computes itself.
         parameters: stored names of trainable parameters; what is left of `live` are buffers.
     """
 
     live: Mapping[str, str]
     tied: Mapping[str, str]
+    copies: Mapping[str, str]
     ignored: tuple[str, ...]
     parameters: frozenset[str]
 
@@ -87,17 +89,26 @@ class HubArchitecture:
     def description(self) -> Mapping[str, Any]:
         return {"class": self.class_name, "model_type": self.config_data.get("model_type")}
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The whole configuration, with the defaults of what the file leaves out."""
+        found: dict[str, Any] = self._config().to_dict()
+        return found
+
     def skeleton(self) -> torch.nn.Module:
         with torch.device("meta"), quiet_transformers():
             model: torch.nn.Module = self._model_class()(self._config())
         return model.eval()
 
     def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+        # The tensors that were checked are handed over: transformers would choose among a folder's files by rules of its own.
+        tensors = {name: base.read(name) for name in base.names}
         with quiet_transformers():
-            model: torch.nn.Module = self._model_class().from_pretrained(
-                self.folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
-        return model.eval()
+            model = self._model_class().from_pretrained(None, config=self._config(), state_dict=tensors, dtype=dtype)
+            if model.can_generate() and (self.folder / "generation_config.json").is_file():
+                model.generation_config = type(model.generation_config).from_pretrained(self.folder, local_files_only=True)
+        live: torch.nn.Module = model.eval()
+        return live
 
     def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -163,7 +174,8 @@ class ModuleArchitecture:
 
     def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
         model = self.build().to(dtype=dtype)
-        model.load_state_dict({name: base.read(name) for name in base.names if not IGNORED.search(name)}, strict=False)
+        own = model.state_dict()
+        model.load_state_dict({name: base.read(name) for name in base.names if name in own}, strict=False)
         return model.eval()
 
     def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
@@ -213,8 +225,10 @@ def tensor_map(architecture: Architecture, stored: Sequence[str], source: str) -
         chosen = next((stored_name for stored_name in by_tensor[name] if renamed[stored_name] == name), by_tensor[name][0])
         live[chosen] = name
         tied.update({other: chosen for other in by_tensor[name] if other != chosen})
+    stored_as = {to: name for name, to in live.items()}
+    copies = {name: stored_as[first_name[id(tensor)]] for name, tensor in tensors.items() if first_name[id(tensor)] != name}
     trainable = {name for name, _ in skeleton.named_parameters()}
-    return TensorMap(live, tied, tuple(ignored), frozenset(name for name, to in live.items() if to in trainable))
+    return TensorMap(live, tied, copies, tuple(ignored), frozenset(name for name, to in live.items() if to in trainable))
 
 
 def _persistent(model: torch.nn.Module) -> dict[str, torch.Tensor]:

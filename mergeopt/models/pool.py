@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
 HARMLESS = re.compile(
     r"_name_or_path|transformers_version|dtype|label|dropout|_drop|drop_|initializer|use_cache|problem_type|task_specific|gradient|"
-    r"finetuning|output_|return_dict|_token_id|architectures|is_decoder_cached|_commit_hash|_attn_implementation"
+    r"finetuning|output_|return_dict|tokenizer_class|_token_id|architectures|is_decoder_cached|_commit_hash|_attn_implementation"
 )
 """Keys of a configuration that may differ between models to be merged: they change training or bookkeeping, not what is computed."""
 
@@ -79,8 +80,9 @@ class Pool:
         self.architecture = self._architecture(module)
         self.tensors: TensorMap = tensor_map(self.architecture, self.base.names, f"the base ({self.base.path})")
         self._check_experts()
-        self.exclude = tuple(exclude)
-        self.coverage = self._cover(_patterns(self.exclude))
+        patterns = _patterns(exclude)
+        self.exclude = tuple(patterns)
+        self.coverage = self._cover(patterns)
         self.carry: Carry = carried_files({"base": self.base, **self.experts}, carry or {})
 
     @property
@@ -132,13 +134,13 @@ class Pool:
             ]
             known = set(self.base.names)
             live = self.architecture.live_names(sorted(names - known), self.architecture.skeleton()) if names - known else {}
-            have = set(self.tensors.live.values())
-            problems += [f"  {name}: in expert {key!r} but not in the base" for name in sorted(live) if live[name] not in have]
+            problems += [
+                f"  {name}: in expert {key!r} but not in the base" for name in sorted(live) if live[name] not in self.tensors.copies
+            ]
             for name in stored:
-                if name in names and expert.spec(name).shape != self.base.spec(name).shape:
-                    ours, theirs = list(self.base.spec(name).shape), list(expert.spec(name).shape)
-                    problems.append(f"  {name}: shape {ours} in the base, {theirs} in expert {key!r}")
-            problems += self._untied(key, expert, names)
+                problems += _tensor_differences(name, self.base, key, expert) if name in names else []
+            copies = {name: self.tensors.copies[there] for name, there in live.items() if there in self.tensors.copies}
+            problems += self._untied(key, expert, names, {**self.tensors.tied, **copies})
         if problems:
             raise MismatchError(
                 "\n".join(
@@ -149,9 +151,9 @@ class Pool:
     def _tied_away(self, name: str, names: set[str]) -> bool:
         return name in self.tensors.tied and self.tensors.tied[name] in names
 
-    def _untied(self, key: str, expert: Checkpoint, names: set[str]) -> list[str]:
+    def _untied(self, key: str, expert: Checkpoint, names: set[str], tied: Mapping[str, str]) -> list[str]:
         problems = []
-        for copy, original in self.tensors.tied.items():
+        for copy, original in tied.items():
             for label, checkpoint, there in (("the base", self.base, set(self.base.names)), (f"expert {key!r}", expert, names)):
                 if copy in there and original in there and not torch.equal(checkpoint.read(copy), checkpoint.read(original)):
                     problems.append(f"  {copy}: tied to {original} in the architecture, but {label} holds different values for the two")
@@ -189,6 +191,8 @@ class Pool:
 
 
 def _named(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str, str | Path]:
+    if isinstance(experts, str | Path):
+        raise ConfigError(f"experts: expected a list, or a mapping of names to paths, got {str(experts)!r}; write [{str(experts)!r}]")
     if isinstance(experts, Mapping):
         named = dict(experts)
     else:
@@ -203,6 +207,8 @@ def _named(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str
 
 
 def _patterns(exclude: Sequence[str]) -> dict[str, re.Pattern[str]]:
+    if isinstance(exclude, str):
+        raise ConfigError(f"exclude: expected a list of regular expressions, got {exclude!r}; write [{exclude!r}]")
     try:
         return {text: re.compile(text) for text in exclude}
     except (re.error, TypeError) as error:
@@ -216,14 +222,30 @@ def _finite(tensor: torch.Tensor, name: str, where: str) -> torch.Tensor:
     return tensor
 
 
+def _tensor_differences(name: str, base: Checkpoint, key: str, expert: Checkpoint) -> list[str]:
+    ours, theirs = base.spec(name), expert.spec(name)
+    if ours.shape != theirs.shape:
+        return [f"  {name}: shape {list(ours.shape)} in the base, {list(theirs.shape)} in expert {key!r}"]
+    if ours.dtype != theirs.dtype and not (ours.dtype.is_floating_point and theirs.dtype.is_floating_point):
+        return [f"  {name}: {ours.dtype} in the base, {theirs.dtype} in expert {key!r}"]
+    return []
+
+
 def _configuration_differences(architecture: Architecture, key: str, expert: Checkpoint) -> list[str]:
     if not isinstance(architecture, HubArchitecture) or expert.folder is None or not (expert.folder / "config.json").is_file():
         return []
-    theirs = HubArchitecture(expert.folder).config_data
-    ours = architecture.config_data
-    keys = [name for name in {**ours, **theirs} if not HARMLESS.search(name) and name in ours and name in theirs]
-    return [
-        f"  config.json: {name} is {ours[name]!r} in the base, {theirs[name]!r} in expert {key!r}"
-        for name in keys
-        if ours[name] != theirs[name]
-    ]
+    theirs = HubArchitecture(expert.folder).settings
+    ours = {name: value for name, value in architecture.settings.items() if name in theirs}
+    return [f"  config.json: {name} is {a!r} in the base, {b!r} in expert {key!r}" for name, a, b in _differences(ours, theirs)]
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs as (dotted key, our value, their value), without what is harmless; one side's missing keys are None."""
+    for name in ours if not prefix else {**ours, **theirs}:
+        a, b = ours.get(name), theirs.get(name)
+        if HARMLESS.search(name) or a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", a, b

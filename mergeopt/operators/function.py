@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mergeopt.errors import ConfigError
+from mergeopt.errors import CandidateError, ConfigError
 from mergeopt.operators.contract import Arguments, Dense, Param, Requires, Static, declare
 
 __all__ = ["FunctionOperator", "OperatorFactory", "merge_operator"]
@@ -51,13 +51,25 @@ class FunctionOperator:
         candidates = next(len(value) for value in arguments.values() if isinstance(value, torch.Tensor))
 
         def merged(candidate: int, rows: torch.Tensor) -> torch.Tensor:
-            delta = self.function(rows[1:], **{param.name: _one(param, arguments[param.name], candidate) for param in self.params})
+            delta = self._call(rows[1:], {param.name: _one(param, arguments[param.name], candidate) for param in self.params})
             if not isinstance(delta, torch.Tensor) or delta.shape != rows.shape[1:]:
                 came = tuple(delta.shape) if isinstance(delta, torch.Tensor) else type(delta).__name__
                 raise ConfigError(f"operator {self.name!r}: expected a delta of shape {tuple(rows.shape[1:])}, got {came}")
             return rows[0] + delta
 
         return Dense(merged, candidates, tuple(state))
+
+    def _call(self, deltas: torch.Tensor, values: Arguments) -> Any:
+        version = None if deltas.is_inference() else deltas._version
+        try:
+            delta = self.function(deltas, **values)
+        except Exception as error:  # the guard around the user's function
+            raise CandidateError(f"operator {self.name!r} raised {type(error).__name__}: {error}") from error
+        if version is not None and deltas._version != version:
+            raise ConfigError(
+                f"operator {self.name!r} changed its deltas in place, which other candidates share; work on a copy (deltas.clone())"
+            )
+        return delta
 
 
 class OperatorFactory:

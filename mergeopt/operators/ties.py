@@ -20,6 +20,7 @@ SMALLEST_SUM = 1e-8
 class _State:
     elements: int
     experts: int
+    sign_of_zero: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,10 +89,11 @@ class Ties:
             return _State(tau.shape[1], count)
         density = torch.as_tensor(static["density"], dtype=torch.float64)
         trimmed = self._trim(tau, density) if overall is None else torch.where(tau.abs() >= overall.thresholds[:, None], tau, 0.0)
+        sign_of_zero = 1.0 if overall is None else overall.sign_of_zero
         if self.variant == "mergekit" or "vote" not in static:
             out[1:].copy_(trimmed)
-            return _State(tau.shape[1], count)
-        agree = _agreement(trimmed, static["vote"], 1.0 if overall is None else overall.sign_of_zero)
+            return _State(tau.shape[1], count, sign_of_zero)
+        agree = _agreement(trimmed, static["vote"], sign_of_zero)
         out[1:].copy_(trimmed * agree / agree.sum(dim=0).clamp(min=1.0))
         return None
 
@@ -107,15 +109,15 @@ class Ties:
             if len(rows) > state.experts + 1:
                 ranks = rows[state.experts + 1 :].view(torch.int32)
                 trimmed = torch.where(ranks < kept[candidate][:, None], trimmed, 0.0)
-            combined: torch.Tensor = scale[candidate] * self._combine(trimmed, weight[candidate][:, None], arguments["vote"])
+            combined: torch.Tensor = scale[candidate] * self._combine(state, trimmed, weight[candidate][:, None], arguments["vote"])
             return rows[0] + combined
 
         return Elementwise(merged, len(scale))
 
-    def _combine(self, trimmed: torch.Tensor, weight: torch.Tensor, vote: str) -> torch.Tensor:
+    def _combine(self, state: _State, trimmed: torch.Tensor, weight: torch.Tensor, vote: str) -> torch.Tensor:
         weighted = trimmed * weight
         if self.variant != "mergekit":
-            agree = _agreement(trimmed, vote, 1.0)
+            agree = _agreement(trimmed, vote, state.sign_of_zero)
             return (weighted * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1.0)
         agree = _agreement(weighted, vote, 1.0)
         total = (weight * agree).sum(dim=0)
@@ -152,4 +154,5 @@ def _overall(tau: torch.Tensor, density: torch.Tensor) -> _Overall:
     places = [max(1, size - int(float(share) * size)) for share in density]
     thresholds = torch.stack([row.abs().kthvalue(place).values for row, place in zip(tau, places, strict=True)])
     trimmed = torch.where(tau.abs() >= thresholds[:, None], tau, 0.0)
-    return _Overall(thresholds, 1.0 if float(trimmed.sum(dim=0).sign().sum()) >= 0 else -1.0)
+    # With no majority at all the author's elected sign is 0, which his merge takes for a minus.
+    return _Overall(thresholds, 1.0 if float(trimmed.sum(dim=0).sign().sum()) > 0 else -1.0)

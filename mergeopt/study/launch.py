@@ -16,7 +16,7 @@ from mergeopt.recipe import Recipe, content_hash
 from mergeopt.study.run import Progress, Run, optimize
 from mergeopt.study.store import read_header
 
-__all__ = ["Launch", "starting_points"]
+__all__ = ["Launch", "cached_random_search", "starting_points"]
 
 KINDS = ("experts", "uniform")
 
@@ -62,25 +62,23 @@ class Launch:
         )
 
     def random_search(self, run: Run, *, progress: Callable[[Progress], None] | None = None) -> Run | None:
-        """Return a random search of the same problem, budget and seed, from the cache where it has been run before.
+        """Return a random search of the same problem, budget, seed and starting points, from the cache where it has been run before.
 
         None when the run file does not list `random` among its baselines.
         """
         run_file = self.run_file
-        if "random" not in run_file.baselines or run_file.budget is None:
+        if "random" not in run_file.baselines:
             return None
-        budget = run_file.budget.evaluations
-        evaluator = run.header["provenance"].get("evaluator")
-        key = content_hash([run.info.fingerprint, evaluator, run_file.seed, run_file.batch, run_file.baselines, budget])
-        out = cache_folder() / "random" / key[:32]
+        out = _random_folder(run)
         begun = read_header(out) is not None
         problem = build_problem(run_file, self.root)
         return optimize(
             problem,
             strategy_from("random"),
-            budget=budget,
+            budget=run.header["budget"],
             seed=run_file.seed,
             out=out,
+            init=starting_points(problem, run_file.init, self.root),
             batch=run_file.batch,
             resume=begun,
             progress=progress,
@@ -88,6 +86,15 @@ class Launch:
 
     def _header(self) -> Mapping[str, Any]:
         return {"strategy": self.run_file.strategy, "run_file": self.run_file.model_dump(mode="json"), "root": str(self.root.resolve())}
+
+
+def cached_random_search(run: Run) -> Run | None:
+    """Return the random search that a run is held against, None when it asked for none or none has been finished here."""
+    folder = _random_folder(run)
+    if "random" not in _baselines(run) or read_header(folder) is None:
+        return None
+    found = Run.open(folder)
+    return found if found.status == "finished" else None
 
 
 def starting_points(problem: Problem, entries: list[str], root: Path) -> list[Proposal]:
@@ -129,6 +136,19 @@ def _front_of(problem: Problem, folder: Path, entry: str) -> list[Proposal]:
     if not points:
         raise ConfigError(f"init: {folder} has no front yet; name a run that has scored something")
     return [Proposal(f"init:{entry}:{p.trial}", _encode(problem, p.recipe, entry) if p.recipe else p.genome) for p in points]
+
+
+def _random_folder(run: Run) -> Path:
+    header = run.header
+    evaluator = header["provenance"].get("evaluator")
+    points = [trial.key for trial in run.trials if trial.kind == "init"]
+    key = content_hash([run.info.fingerprint, evaluator, header["seed"], header["batch"], _baselines(run), points, header["budget"]])
+    return cache_folder() / "random" / key[:32]
+
+
+def _baselines(run: Run) -> list[str]:
+    baselines: list[str] = run.header.get("config", {}).get("run_file", {}).get("baselines", [])
+    return baselines
 
 
 def _encode(problem: Problem, recipe: Recipe, entry: str) -> Any:

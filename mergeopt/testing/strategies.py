@@ -1,13 +1,4 @@
-"""Contract suites that plug-ins inherit, and small analytic problems with known optima to run them on.
-
-A strategy is held to its contract by one class in a test file:
-
-    from mergeopt.testing import StrategyContract
-
-    class TestMine(StrategyContract):
-        def make(self) -> Strategy:
-            return Mine()
-"""
+"""The contract suite of search strategies, and small analytic problems with known optima to run it on."""
 
 from __future__ import annotations
 

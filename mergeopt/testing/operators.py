@@ -1,0 +1,297 @@
+"""The contract suite of merge operators, run on small models of many tensor shapes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mergeopt.errors import ConfigError
+from mergeopt.evaluation.materialize import Materializer, Values, stream
+from mergeopt.genomes.coefficients import parameter_values
+from mergeopt.models.groups import grouping
+from mergeopt.models.layout import Layout
+from mergeopt.models.pool import Pool
+from mergeopt.operators.contract import Linear, MergeOperator, Param, check_plan
+from mergeopt.recipe import Argument
+
+__all__ = ["OperatorContract"]
+
+SHAPES = ((), (1,), (7,), (64,), (65,), (5, 9), (33, 31), (4, 3, 2, 2))
+CPU = torch.device("cpu")
+Array = npt.NDArray[np.float64]
+
+
+class _Part(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for index, shape in enumerate(SHAPES):
+            self.register_parameter(f"w{index}", torch.nn.Parameter(torch.zeros(shape)))
+
+
+class _Model(torch.nn.Module):
+    """Three layers with one tensor of every shape each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([_Part() for _ in range(3)])
+
+
+class OperatorContract:
+    """What every merge operator keeps, as tests; inherit it, name the class `Test...`, and define `make`.
+
+    Weights of the models are multiples of 1/16, so that sums and differences are exact and many task vectors' magnitudes are equal.
+
+    Attributes:
+        fixed: parameters that the operator needs fixed for a whole search.
+        symmetric: whether the order of the experts does not matter, when their values change places with them.
+        tolerance: relative to the largest number, of `reference`.
+    """
+
+    fixed: Collection[str] = ()
+    symmetric = True
+    tolerance = 1e-6
+
+    def make(self) -> MergeOperator:
+        """Return the operator."""
+        raise NotImplementedError("a contract class defines make()")
+
+    def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array | None:
+        """Return the merged tensor of one candidate, written down independently of the operator; None to go without.
+
+        Args:
+            base: [*shape].
+            experts: [K, *shape].
+            arguments: one candidate's values: a number, [K] for a per-expert parameter, or a choice.
+        """
+        return None
+
+    def experts(self) -> Sequence[int]:
+        """Return the numbers of experts K to test."""
+        requires = self.make().requires
+        return [k for k in (1, 2, 3, 5) if k >= requires.min_experts and (requires.max_experts is None or k <= requires.max_experts)]
+
+    def arguments(self, count: int, experts: int, *, seed: int = 0) -> dict[str, Any]:
+        """Return random values of all parameters for a batch: float64 [N] or [N, K], choices at their defaults."""
+        rng = np.random.default_rng(seed)
+        return {param.name: _random(param, rng, count, experts) for param in self.make().params}
+
+    def test_parameters_are_declared_consistently(self) -> None:
+        """Names are unique, defaults are legal, search ranges lie within the bounds, and every parameter is explained."""
+        operator = self.make()
+        assert len({param.name for param in operator.params}) == len(operator.params)
+        assert any(param.kind != "choice" for param in operator.params)
+        assert operator.variant in operator.variants
+        for param in operator.params:
+            param.check(param.default)
+            for bound in param.search or ():
+                param.check(bound)
+            with pytest.raises(ConfigError, match=param.name):
+                param.check("no such value")
+
+    def test_it_computes_its_formula(self) -> None:
+        """For every shape, number of experts, choice and split into fixed and searched parameters, the plan gives the reference."""
+        operator = self.make()
+        for experts, choices, static in itertools.product(self.experts(), _choices(operator), _splits(operator, self.fixed)):
+            arguments = {**self.arguments(4, experts), **choices}
+            arguments |= {name: _first(arguments[name]) for name in static}
+            for shape in SHAPES:
+                base, sources = _weights(shape, experts)
+                made = _apply(operator, base, sources, arguments, static)
+                assert made.shape == (4, base.numel())
+                for candidate in range(4):
+                    expected = self._expected(base, sources, arguments, candidate)
+                    if expected is None:
+                        pytest.skip("no reference was given")
+                    np.testing.assert_allclose(
+                        made[candidate].numpy(), expected.reshape(-1), rtol=0, atol=self.tolerance * max(1.0, float(np.abs(expected).max()))
+                    )
+
+    def _expected(self, base: torch.Tensor, sources: torch.Tensor, arguments: Mapping[str, Any], candidate: int) -> Array | None:
+        own = {name: value if _plain(value) else value[candidate] for name, value in arguments.items()}
+        return self.reference(base.double().numpy(), sources.double().numpy(), own)
+
+    def test_the_order_of_experts_does_not_matter(self) -> None:
+        """Experts that change places, and their values with them, give the same model up to rounding."""
+        if not self.symmetric:
+            pytest.skip("the operator declares that order matters")
+        operator = self.make()
+        for experts in self.experts():
+            arguments = {name: _first(value) for name, value in self.arguments(1, experts).items()}
+            order = np.random.default_rng(1).permutation(experts)
+            per_expert = {param.name for param in operator.params if param.per_expert}
+            moved = {name: value[:, order] if name in per_expert else value for name, value in arguments.items()}
+            for shape in SHAPES:
+                base, sources = _weights(shape, experts)
+                made = _apply(operator, base, sources, arguments, self.fixed)
+                again = _apply(operator, base, sources[torch.from_numpy(order)], moved, self.fixed)
+                torch.testing.assert_close(made, again, rtol=1e-5, atol=1e-5)
+
+    def test_gradients_are_those_of_finite_differences(self) -> None:
+        """In every parameter declared differentiable, the gradient through the plan is the slope of what it computes."""
+        operator = self.make()
+        for param, experts in itertools.product(operator.params, self.experts()):
+            if param.differentiable:
+                arguments = {name: _first(value) if name in self.fixed else value for name, value in self.arguments(2, experts).items()}
+                base, sources = _weights((5, 9), experts)
+                self._check_gradient(operator, param, base, sources, arguments)
+
+    def _check_gradient(
+        self, operator: MergeOperator, param: Param, base: torch.Tensor, sources: torch.Tensor, arguments: dict[str, Any]
+    ) -> None:
+        values = torch.from_numpy(arguments[param.name]).requires_grad_()
+        direction = torch.from_numpy(np.random.default_rng(2).standard_normal(values.shape))
+        away = torch.from_numpy(np.random.default_rng(3).standard_normal((len(values), base.numel())))
+
+        def loss(at: torch.Tensor) -> torch.Tensor:
+            return (_apply(operator, base, sources, {**arguments, param.name: at}, self.fixed).double() * away).sum()
+
+        (gradient,) = torch.autograd.grad(loss(values), values)
+        with torch.no_grad():
+            step = 1e-2
+            slope = (loss(values + step * direction) - loss(values - step * direction)) / (2 * step)
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-2, atol=1e-3)
+
+    def test_sources_are_only_read(self) -> None:
+        """Preparing changes neither base nor experts, and making candidates does not change what was prepared."""
+        operator = self.make()
+        experts = self.experts()[-1]
+        arguments = {name: _first(value) if name in self.fixed else value for name, value in self.arguments(3, experts).items()}
+        base, sources = _weights((33, 31), experts)
+        kept = base.clone(), sources.clone()
+        rows, plan = _lowered(operator, base, sources, arguments, self.fixed)
+        before = rows.clone()
+        first = plan.apply(rows)
+        assert torch.equal(base, kept[0])
+        assert torch.equal(sources, kept[1])
+        assert torch.equal(rows.view(torch.int32), before.view(torch.int32))
+        assert torch.equal(first, plan.apply(rows))
+
+    @pytest.mark.parametrize("groups", ["model", "layer", "tensor"])
+    def test_bits_do_not_depend_on_the_batch(self, tmp_path: Path, groups: str) -> None:
+        """A candidate has the same bits alone, among seventeen, made tensor by tensor, and when everything is made again."""
+        operator = self.make()
+        experts = self.experts()[-1]
+        layout = Layout(_pool(tmp_path, experts))
+        for static in _splits(operator, self.fixed):
+            candidates = _candidates(layout, operator, self.arguments(17, experts, seed=4), static, groups)
+            together = _made(layout, operator, candidates)
+            materializer = Materializer(layout, operator, candidates[0], CPU)
+            for index, values in enumerate(candidates):
+                alone = torch.zeros(1, layout.size)
+                assert materializer([values], alone) == [None]
+                assert torch.equal(alone[0], together[index])
+            for index in (0, 16):
+                for segment, tensor in stream(layout, operator, candidates[index], CPU):
+                    assert torch.equal(tensor.reshape(-1), together[index, segment.start : segment.end]), segment.name
+            assert torch.equal(_made(layout, operator, candidates), together)
+
+
+def _random(param: Param, rng: np.random.Generator, count: int, experts: int) -> Any:
+    shape = (count, experts) if param.per_expert else (count,)
+    if param.kind == "choice":
+        return param.default
+    low, high = param.search or (0.5 * param.default, 1.5 * param.default)
+    if param.kind == "int":
+        return rng.integers(int(low), int(high), shape, endpoint=True).astype(np.float64)
+    return low + (high - low) * (0.1 + 0.8 * rng.random(shape))  # off the bounds, where slopes are one-sided
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, np.ndarray)
+
+
+def _first(value: Any) -> Any:
+    """Give all candidates of a batch the first one's values."""
+    return value if _plain(value) else np.broadcast_to(value[:1], value.shape).copy()
+
+
+def _choices(operator: MergeOperator) -> Iterator[dict[str, Any]]:
+    named = [param for param in operator.params if param.kind == "choice"]
+    for options in itertools.product(*(param.options for param in named)):
+        yield dict(zip([param.name for param in named], options, strict=True))
+
+
+def _splits(operator: MergeOperator, fixed: Collection[str]) -> list[frozenset[str]]:
+    """Return sets of fixed parameters: the least, all, and the least with each other one in turn."""
+    names = [param.name for param in operator.params]
+    return list(dict.fromkeys([frozenset(fixed), frozenset(names), *(frozenset({*fixed, name}) for name in names)]))
+
+
+def _weights(shape: Sequence[int], experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(experts)
+    both = torch.randint(-32, 33, (experts + 1, *shape), generator=generator) / 16
+    return both[0], both[1:]
+
+
+def _lowered(
+    operator: MergeOperator, base: torch.Tensor, sources: torch.Tensor, arguments: Mapping[str, Any], static: Collection[str]
+) -> tuple[torch.Tensor, Any]:
+    """Return the prepared rows of one tensor, taken for a whole model, and the plan of a batch over them."""
+    per_tensor = {name: arguments[name] if _is_choice(arguments[name]) else np.asarray(arguments[name])[0] for name in static}
+    batch = {name: value if _is_choice(value) else torch.as_tensor(value) for name, value in arguments.items()}
+    count = next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))
+    overall = operator.finish([operator.survey(base, sources, per_tensor)])
+    rows = torch.zeros(operator.rows(per_tensor, len(sources)), base.numel())
+    state = operator.prepare(base, sources, per_tensor, overall, rows)
+    assert hash(state) == hash(state)
+    plan = operator.lower(state, batch)
+    check_plan(plan, count, len(rows), operator.name)
+    return rows, plan
+
+
+def _is_choice(value: Any) -> bool:
+    return not isinstance(value, np.ndarray | torch.Tensor)
+
+
+def _apply(
+    operator: MergeOperator, base: torch.Tensor, sources: torch.Tensor, arguments: Mapping[str, Any], static: Collection[str]
+) -> torch.Tensor:
+    rows, plan = _lowered(operator, base, sources, arguments, static)
+    made: torch.Tensor = plan.apply(rows.double() if isinstance(plan, Linear) else rows)
+    return made
+
+
+def _pool(folder: Path, experts: int) -> Pool:
+    files = [folder / f"{name}.safetensors" for name in ("base", *(f"e{k}" for k in range(experts)))]
+    for seed, file in enumerate(files):
+        generator = torch.Generator().manual_seed(seed)
+        save_file({name: torch.randn(t.shape, generator=generator) for name, t in _Model().state_dict().items()}, file)
+    return Pool(files[0], files[1:], module=_Model)
+
+
+def _candidates(
+    layout: Layout, operator: MergeOperator, arguments: Mapping[str, Any], static: Collection[str], groups: str
+) -> list[Values]:
+    names, experts = layout.pool.names, layout.pool.expert_names
+    count = next(len(value) for value in arguments.values() if not _plain(value))
+    candidates: list[Values] = []
+    for candidate in range(count):
+        values = {}
+        for param in operator.params:
+            group = grouping("model" if param.name in static or param.kind == "choice" else groups, names)
+            rng = np.random.default_rng(candidate)
+            given = arguments[param.name]
+            knots = {}
+            for knot in group.knots:
+                row = given if _plain(given) else given[0 if param.name in static else rng.integers(count)]
+                number = row if _plain(given) else row.tolist()
+                whole = param.kind == "int"
+                knots[knot] = dict(zip(experts, number, strict=True)) if param.per_expert else int(number) if whole else number
+            argument = Argument(group.spec, None, knots, param.name in static)
+            values[param.name] = parameter_values(param, argument, group, experts)
+        candidates.append(values)
+    return candidates
+
+
+def _made(layout: Layout, operator: MergeOperator, candidates: Sequence[Values]) -> torch.Tensor:
+    out = torch.zeros(len(candidates), layout.size)
+    assert Materializer(layout, operator, candidates[0], CPU)(candidates, out) == [None] * len(candidates)
+    return out
