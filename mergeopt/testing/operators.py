@@ -110,9 +110,8 @@ class OperatorContract:
                     expected = self._expected(base, sources, arguments, candidate)
                     if expected is None:
                         pytest.skip("no reference was given")
-                    np.testing.assert_allclose(
-                        made[candidate].numpy(), expected.reshape(-1), rtol=0, atol=self.tolerance * max(1.0, float(np.abs(expected).max()))
-                    )
+                    largest = max(1.0, float(np.abs(expected).max()))
+                    np.testing.assert_allclose(made[candidate].numpy(), expected.reshape(-1), rtol=0, atol=self.tolerance * largest)
 
     def _expected(self, base: torch.Tensor, sources: torch.Tensor, arguments: Mapping[str, Any], candidate: int) -> Array | None:
         own = {name: value if _plain(value) else value[candidate] for name, value in arguments.items()}
@@ -184,13 +183,12 @@ class OperatorContract:
             candidates = _candidates(layout, operator, self.arguments(17, experts, seed=4), static, groups)
             together = _made(layout, operator, candidates)
             materializer = Materializer(layout, operator, candidates[0], CPU)
-            for index, values in enumerate(candidates):
+            for index in (0, 7, 16):
                 alone = torch.zeros(1, layout.size)
-                assert materializer([values], alone) == [None]
+                assert materializer([candidates[index]], alone) == [None]
                 assert torch.equal(alone[0], together[index])
-            for index in (0, 16):
-                for segment, tensor in stream(layout, operator, candidates[index], CPU):
-                    assert torch.equal(tensor.reshape(-1), together[index, segment.start : segment.end]), segment.name
+            for segment, tensor in stream(layout, operator, candidates[16], CPU):
+                assert torch.equal(tensor.reshape(-1), together[16, segment.start : segment.end]), segment.name
             assert torch.equal(_made(layout, operator, candidates), together)
 
 
