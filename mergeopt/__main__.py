@@ -24,10 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     if not debug:
         sys.excepthook = _defect
-    # Imported here: the command line's modules cost time that `python -c "import mergeopt.__main__"` should not spend.
-    from mergeopt.cli import app
-
     try:
+        from mergeopt.cli import app  # here, so that an interrupt while it is imported is one too
+
         status = app(args=given, prog_name="mergeopt", standalone_mode=True)
     except MergeoptError as error:
         if debug:

@@ -20,7 +20,7 @@ from mergeopt.models.checkpoint import HUB_PREFIX
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
-from mergeopt.operators.function import OperatorFactory
+from mergeopt.operators.function import FunctionOperator, OperatorFactory
 from mergeopt.problem import Evaluation, ProblemInfo, Proposal
 from mergeopt.recipe import Argument, Recipe, Source, content_hash, groups_json
 from mergeopt.registry import load
@@ -176,11 +176,12 @@ class MergeProblem:
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
         base, experts = self._sources
+        source = self.operator.source if isinstance(self.operator, FunctionOperator) else None
         return {
             "base": base.hash,
             "experts": {source.name: source.hash for source in experts},
             "architecture": dict(self.pool.architecture.description),
-            "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant},
+            "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant, "source": source},
             "fixed": {name: _plain(a) for name, a in self._midpoint.arguments.items() if a.static},
             "space": self.coefficients.space.describe(),
             "groups": {name: [groups_json(a.groups), a.curve] for name, a in self._midpoint.arguments.items()},

@@ -70,11 +70,14 @@ def merge(
     file: Annotated[Path, typer.Argument(help="Merge file (YAML), or a recipe (JSON).", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
     places: Annotated[list[str] | None, typer.Option("--map", metavar="NAME=PATH", help="Where a source of a recipe lies now.")] = None,
+    operator: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="The operator of a recipe, where no installed package registers it.")
+    ] = None,
 ) -> None:
     """Make one merge, without a search."""
     from mergeopt.cli.models import merge_one
 
-    merge_one(file, out, places or [])
+    merge_one(file, out, places or [], operator)
 
 
 @app.command()

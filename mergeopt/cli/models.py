@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from mergeopt.cli.screen import Follow, errors
-from mergeopt.config import RunFile
+from mergeopt.config import RunFile, load_operator
 from mergeopt.errors import ConfigError
 from mergeopt.study.export import ExportReport
 from mergeopt.study.front import FrontPoint
@@ -89,22 +89,23 @@ def export_one(folder: Path, to: Path, choice: Choice) -> None:
         typer.echo("  equal bit for bit" if report.exact else "  equal up to rounding")
 
 
-def merge_one(file: Path, out: Path, places: Sequence[str]) -> None:
+def merge_one(file: Path, out: Path, places: Sequence[str], operator: str | None = None) -> None:
     """Make the model of a merge file or of a recipe and write it as a folder.
 
     Args:
         file: merge file (YAML), or recipe (JSON).
         out: folder to write; it must not exist, or be empty.
         places: `NAME=PATH`, where sources of a recipe lie now.
+        operator: `FILE.py:NAME`, the operator of a recipe that no installed package registers.
 
     Raises:
         UserError: the file, its sources or the folder cannot be used.
     """
     moved = pairs(places, "--map")
     if file.suffix.lower() == ".json":
-        report = merge_recipe(file, out, moved)
-    elif moved:
-        raise ConfigError("--map says where the sources of a recipe lie; edit the paths of a merge file instead")
+        report = merge_recipe(file, out, moved, None if operator is None else load_operator(operator, Path()))
+    elif moved or operator is not None:
+        raise ConfigError("--map and --operator are for recipes; edit the merge file instead")
     else:
         report = merge_file(RunFile.load(file), file.parent, out)
     typer.echo(_told(report))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergeopt.config.run_file import RunFile, call, named, option_names
-from mergeopt.errors import ConfigError, nearest
+from mergeopt.errors import ConfigError, SourceError, nearest
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
 from mergeopt.models.pool import Pool
@@ -18,7 +19,7 @@ from mergeopt.problem import Problem
 from mergeopt.registry import load
 from mergeopt.task import Objective, Task
 
-__all__ = ["build_operator", "build_pool", "build_problem"]
+__all__ = ["build_operator", "build_pool", "build_problem", "load_operator"]
 
 FUNCTION_KEYS = ("items", "worst")
 OBJECTIVE_KEYS = ("name", "task", "metric", "function", "items", "expert", "direction", "constraint", "worst")
@@ -57,7 +58,7 @@ def build_pool(run_file: RunFile, root: Path) -> Pool:
     Raises:
         UserError: a model cannot be read, or they do not fit together.
     """
-    return _pool(run_file, _place(run_file.base or "", root), _experts(run_file, root))
+    return _pool(run_file, _model(run_file.base or "", root), _experts(run_file, root))
 
 
 def build_operator(run_file: RunFile, root: Path) -> str | OperatorFactory:
@@ -67,11 +68,22 @@ def build_operator(run_file: RunFile, root: Path) -> str | OperatorFactory:
         ConfigError: the file defines no such operator.
     """
     spec = run_file.merge.operator
-    if ".py:" not in spec:
-        return spec
+    return load_operator(spec, root) if ".py:" in spec else spec
+
+
+def load_operator(spec: str, root: Path) -> OperatorFactory:
+    """Return the merge operator that `FILE.py:NAME` defines.
+
+    Args:
+        spec: file and name.
+        root: folder that a relative path starts from.
+
+    Raises:
+        ConfigError: the file defines no such operator.
+    """
     found: Any = load_function(spec, root)
     if not isinstance(found, OperatorFactory):
-        raise ConfigError(f"merge: operator: {spec} is no merge operator; decorate the function with mergeopt.merge_operator")
+        raise ConfigError(f"operator: {spec} is no merge operator; decorate the function with mergeopt.merge_operator")
     return found
 
 
@@ -202,8 +214,15 @@ def _number(value: Any, where: str) -> None:
 def _experts(run_file: RunFile, root: Path) -> Mapping[str, str] | list[str]:
     experts = run_file.experts or {}
     if isinstance(experts, Mapping):
-        return {name: _place(path, root) for name, path in experts.items()}
-    return [_place(path, root) for path in experts]
+        return {name: _model(path, root) for name, path in experts.items()}
+    return [_model(path, root) for path in experts]
+
+
+def _model(path: str, root: Path) -> str:
+    place = _place(path, root)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(place).exists():
+        raise SourceError(f"no such folder or file: {place}; for a model of the hub write hf://{path}")
+    return place
 
 
 def _place(path: str, root: Path) -> str:

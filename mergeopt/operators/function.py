@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,14 @@ class FunctionOperator:
 
     def __init__(self, name: str, function: MergeFunction, params: tuple[Param, ...], version: int, variant: str = "paper") -> None:
         self.name, self.function, self.params, self.version, self.variant = name, function, params, version, variant
+
+    @property
+    def source(self) -> str | None:
+        """SHA-256 of the function's source text, None where there is none (typed at a prompt)."""
+        try:
+            return hashlib.sha256(inspect.getsource(self.function).encode()).hexdigest()
+        except (OSError, TypeError):
+            return None
 
     def rows(self, static: Static, experts: int) -> int:
         return experts + 1

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from mergeopt.config import RunFile, build_operator, build_pool
-from mergeopt.errors import ConfigError
+from mergeopt.errors import ConfigError, PluginError, nearest
 from mergeopt.evaluation.device import pick_dtype
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.merge_problem import find_operator, make_recipe, sources_of
+from mergeopt.operators.function import OperatorFactory
 from mergeopt.recipe import Recipe
+from mergeopt.registry import names
 from mergeopt.study.export import ExportReport, export_model, open_pool
 
 __all__ = ["merge_file", "merge_recipe"]
@@ -45,17 +47,31 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path) -> ExportReport:
     return export_model(pool, recipe, to, operator=operator)
 
 
-def merge_recipe(path: str | Path, to: str | Path, places: Mapping[str, str] | None = None) -> ExportReport:
+def merge_recipe(
+    path: str | Path, to: str | Path, places: Mapping[str, str] | None = None, operator: OperatorFactory | None = None
+) -> ExportReport:
     """Make the model of a recipe file again, bit for bit.
 
     Args:
         path: of the recipe.
         to: folder to write.
         places: where sources lie now, by name; relative to the working directory.
+        operator: the recipe's operator where no installed package registers it. A recipe is data: it never names code to run.
 
     Raises:
+        PluginError: nothing is registered under the operator's name, and none was given.
         RecipeError: the recipe is damaged, or a source has other contents than it says.
         UserError: a source is not there, or the folder is taken.
     """
     recipe = Recipe.load(path).relocated(places or {})
-    return export_model(open_pool(recipe), recipe, to)
+    rule = None
+    if operator is None and recipe.operator not in names("operators"):
+        raise PluginError(
+            f"unknown operator {recipe.operator!r}: no installed package registers it; if a file of yours defines it, name it with "
+            f"--operator FILE.py:NAME. {nearest(recipe.operator, names('operators'))}"
+        )
+    if operator is not None:
+        if operator.name != recipe.operator:
+            raise ConfigError(f"the recipe's operator is {recipe.operator!r}, the one given is {operator.name!r}")
+        rule = find_operator(operator, recipe.variant)
+    return export_model(open_pool(recipe), recipe, to, operator=rule)

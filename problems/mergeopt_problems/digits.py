@@ -23,7 +23,7 @@ from mergeopt_problems.digits_training import MEAN, SCALE, STD, Settings, train_
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
 
-__all__ = ["TASKS", "digits"]
+__all__ = ["TASKS", "digits", "trained_digits"]
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,28 @@ BATCH = 150  # activations of more images leave the caches of a small machine
 SPLIT_SEED = 0
 
 
-def digits(
+def digits(*, tasks: Sequence[str] = TASKS, metric: str = "accuracy") -> MergeMaterials:
+    """Return base, experts and objectives of the digits problem, training what is not in the cache folder yet.
+
+    Args:
+        tasks: the views to merge experts of, in order; of `TASKS`.
+        metric: registered name of the metric of every objective.
+
+    Raises:
+        ConfigError: a task is unknown or named twice, or none is named.
+        PluginError: the metric is unknown.
+    """
+    return trained_digits(tasks=tasks, metric=metric)
+
+
+def trained_digits(
     *,
     tasks: Sequence[str] = TASKS,
     metric: str = "accuracy",
     progress: Callable[[str], None] | None = None,
     settings: Settings | None = None,
 ) -> MergeMaterials:
-    """Return base, experts and objectives of the digits problem, training what is not in the cache folder yet.
+    """Return what `digits` returns, trained as told.
 
     Args:
         tasks: the views to merge experts of, in order; of `TASKS`.

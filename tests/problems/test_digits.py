@@ -16,7 +16,7 @@ from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.merge_problem import MergeMaterials
 from mergeopt.models.checkpoint import Checkpoint
 from mergeopt.task import Objective, Part, Records
-from mergeopt_problems.digits import TASKS, digits
+from mergeopt_problems.digits import TASKS, digits, trained_digits
 from mergeopt_problems.digits_training import Settings
 
 CPU = torch.device("cpu")
@@ -75,10 +75,10 @@ def test_folders_are_complete(digits_materials: MergeMaterials) -> None:
 def test_second_call_trains_nothing(cache: Path) -> None:
     """A second call answers from the cache folder in well under a second; one task less shares the rest."""
     lines: list[str] = []
-    first = digits(tasks=["turned"], settings=QUICK, progress=lines.append)
+    first = trained_digits(tasks=["turned"], settings=QUICK, progress=lines.append)
     assert len(lines) == 2
     start = time.perf_counter()
-    assert digits(tasks=["turned"], settings=QUICK, progress=lines.append).base == first.base
+    assert trained_digits(tasks=["turned"], settings=QUICK, progress=lines.append).base == first.base
     assert time.perf_counter() - start < 1
     assert len(lines) == 2
     assert Path(first.base).is_relative_to(cache)
@@ -92,7 +92,7 @@ def test_training_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("MERGEOPT_CACHE", str(tmp_path / str(seed)))
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        made = digits(tasks=["mirrored"], settings=QUICK)
+        made = trained_digits(tasks=["mirrored"], settings=QUICK)
         assert torch.equal(before, torch.get_rng_state())
         hashes.append([Checkpoint(made.base).hash, Checkpoint(made.experts["mirrored"]).hash])
     assert hashes[0] == hashes[1]
@@ -101,17 +101,17 @@ def test_training_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("cache")
 def test_settings_name_the_folder() -> None:
     """Another training is kept in another folder."""
-    first = digits(tasks=["turned"], settings=QUICK)
-    second = digits(tasks=["turned"], settings=Settings(base_epochs=1, expert_epochs=1, batch=450, expert_rate=2e-3))
+    first = trained_digits(tasks=["turned"], settings=QUICK)
+    second = trained_digits(tasks=["turned"], settings=Settings(base_epochs=1, expert_epochs=1, batch=450, expert_rate=2e-3))
     assert Path(first.base).parent != Path(second.base).parent
 
 
 def test_processes_may_race(cache: Path) -> None:
     """Two processes that train at the same moment both get whole folders, and leave nothing else behind."""
     code = (
-        "from mergeopt_problems.digits import digits; from mergeopt_problems.digits_training import Settings\n"
+        "from mergeopt_problems.digits import trained_digits; from mergeopt_problems.digits_training import Settings\n"
         "from mergeopt.models.checkpoint import Checkpoint\n"
-        "m = digits(tasks=['turned'], settings=Settings(base_epochs=1, expert_epochs=1, batch=450))\n"
+        "m = trained_digits(tasks=['turned'], settings=Settings(base_epochs=1, expert_epochs=1, batch=450))\n"
         "print(Checkpoint(m.experts['turned']).hash)"
     )
     racers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
