@@ -14,7 +14,7 @@ if __name__ == "__main__":
         groups="layer",
         parameters={"weight": {"low": 0.0, "high": 1.0}},
     )
-    run = mo.optimize(problem, "nsga2", budget=12, seed=0, out="runs/quickstart_py")
+    run = mo.optimize(problem, {"name": "nsga2", "pop_size": 6}, budget=18, seed=0, out="runs/quickstart_py")
 
     for point in run.front.points:
         print(point.trial, point.values, point.report)

@@ -176,12 +176,12 @@ class MergeProblem:
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
         base, experts = self._sources
-        source = self.operator.source if isinstance(self.operator, FunctionOperator) else None
+        own = {"source": self.operator.source} if isinstance(self.operator, FunctionOperator) else {}
         return {
             "base": base.hash,
             "experts": {source.name: source.hash for source in experts},
             "architecture": dict(self.pool.architecture.description),
-            "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant, "source": source},
+            "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant, **own},
             "fixed": {name: _plain(a) for name, a in self._midpoint.arguments.items() if a.static},
             "space": self.coefficients.space.describe(),
             "groups": {name: [groups_json(a.groups), a.curve] for name, a in self._midpoint.arguments.items()},

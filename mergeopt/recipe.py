@@ -158,12 +158,12 @@ class Recipe:
             RecipeError: the file is missing, is no JSON, or is no recipe.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_bytes()
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or not even text
             raise RecipeError(f"{path} is no JSON: {error}") from error
         return cls.from_json(data)
 

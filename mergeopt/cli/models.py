@@ -83,6 +83,8 @@ def export_one(folder: Path, to: Path, choice: Choice) -> None:
     with Follow(errors()):
         report = point.export(to)
     typer.echo(f"trial {point.trial}: {_told(report)}")
+    if not point.feasible:
+        typer.echo("  it breaks a constraint of the search")
     for name, value in report.scores.items():
         typer.echo(f"  {name}  {value:.6g} reloaded, {report.promised[name]:.6g} stored")
     if report.scores:

@@ -15,8 +15,9 @@ from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem, Proposal
 from mergeopt.report.summary import RANDOM, Summary, summarise
 from mergeopt.report.table import render
+from mergeopt.strategy import Budget
 from mergeopt.study.interrupt import Interrupted
-from mergeopt.study.launch import Launch, cached_random_search
+from mergeopt.study.launch import Launch, cached_random_search, starting_points
 from mergeopt.study.run import Run
 
 __all__ = ["check_run_file", "run_search", "show_front"]
@@ -102,12 +103,16 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
     run_file = RunFile.load(file, overrides)
     strategy = build_strategy(run_file)
     problem = build_problem(run_file, file.parent)
+    points = starting_points(problem, run_file.init, file.parent)
+    strategy.setup(
+        problem.info, seed=run_file.seed, budget=Budget(run_file.budget.evaluations if run_file.budget else 1), batch=run_file.batch
+    )
+    seconds = _seconds_per_candidate(problem)
     for line in _description(problem):
         typer.echo(line)
-    typer.echo(f"strategy    {strategy.info.name} ({strategy.info.version})")
-    seconds = _seconds_per_candidate(problem)
+    typer.echo(f"strategy    {strategy.info.name} ({strategy.info.version}); starts from {len(points)} given points")
     spent = (
-        ""
+        "; the file has no budget"
         if run_file.budget is None
         else f"; {run_file.budget.evaluations} evaluations take about {_duration(seconds * run_file.budget.evaluations)}"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeopt.config.run_file import RunFile, call, named, option_names
-from mergeopt.errors import ConfigError, SourceError, nearest
+from mergeopt.errors import ConfigError, SourceError, UserError, nearest
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
 from mergeopt.models.pool import Pool
@@ -111,18 +111,25 @@ def _pool(run_file: RunFile, base: str, experts: Mapping[str, str] | list[str]) 
 def _objectives(given: list[str | dict[str, Any]] | None, own: Mapping[str, Objective], root: Path, pool: Pool) -> list[Objective]:
     if not given:
         raise ConfigError("objectives: expected one or more, got none; each has a name, and a task or a function")
-    return [_own(entry, own) if isinstance(entry, str) else _objective(entry, own, root, pool) for entry in given]
+    built: dict[int, Objective] = {}
+    known = dict(own)
+    # Functions last: their `items` may name any objective of the file, wherever it stands.
+    for index in sorted(range(len(given)), key=lambda i: "function" in given[i] and not isinstance(given[i], str)):
+        entry = given[index]
+        built[index] = _own(entry, own, "objectives") if isinstance(entry, str) else _objective(entry, known, root, pool)
+        known.setdefault(built[index].info.name, built[index])
+    return [built[index] for index in range(len(given))]
 
 
-def _own(name: str, own: Mapping[str, Objective]) -> Objective:
-    """Return one of the problem's own objectives by name.
+def _own(name: str, known: Mapping[str, Objective], where: str) -> Objective:
+    """Return an objective by name.
 
     Raises:
-        ConfigError: the problem has no objective of that name.
+        ConfigError: there is none of that name.
     """
-    if name not in own:
-        raise ConfigError(f"objectives: the problem has no objective {name!r} of its own; {nearest(name, own)}")
-    return own[name]
+    if name not in known:
+        raise ConfigError(f"{where}: there is no objective {name!r} to refer to; {nearest(name, known)}")
+    return known[name]
 
 
 def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Path, pool: Pool) -> Objective:
@@ -159,7 +166,7 @@ def _function(
     if "task" in entry:
         task = _task(entry, root, pool, where)
     elif "items" in entry:
-        source = _own(str(entry["items"]), own)
+        source = _own(str(entry["items"]), own, f"{where}: items")
         task = source.task if isinstance(source, TaskObjective | FunctionObjective) else None
     unknown = [key for key in entry if key not in OBJECTIVE_KEYS] if "task" not in entry else []
     if unknown:
@@ -172,7 +179,9 @@ def _function(
 
 def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
     options = {key: value for key, value in entry.items() if key not in OBJECTIVE_KEYS}
-    if isinstance(options.get("data"), Mapping) and "path" in options["data"]:
+    if "data" in options and not isinstance(options["data"], Mapping):
+        raise ConfigError(f"{where}: data: expected a mapping such as {{path: ..., search: val, report: test}}, got {options['data']!r}")
+    if "path" in options.get("data", {}):
         path = options["data"]["path"]
         placed = {split: _place(str(file), root) for split, file in path.items()} if isinstance(path, Mapping) else _place(str(path), root)
         options["data"] = {**options["data"], "path": placed}
@@ -186,7 +195,10 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
         options["processor"] = _place(options["processor"], root)
     elif "preprocess" not in options and processor is not None and "processor" in inspect.signature(factory).parameters:
         options["processor"] = str(processor.parent)  # the one that is handed on with the model
-    task: Task = call(factory, options, f"{where}: task {entry['task']!r}")
+    try:
+        task: Task = call(factory, options, f"task {entry['task']!r}")
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from error
     return task
 
 

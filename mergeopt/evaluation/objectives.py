@@ -104,7 +104,7 @@ class FunctionObjective:
     """A plain function of a live model.
 
     The function is called as `function(model, items, device)` without gradients and returns one number, or one number per item, whose
-    mean is then the value. It must not change the model. What it raises is not caught here.
+    mean is then the value. It must not change the model, which is checked on its first call. What it raises is not caught here.
 
     Args:
         name: unique within the problem.
@@ -133,6 +133,7 @@ class FunctionObjective:
         _check_call(name, function)
         self.function = function
         self.task = items
+        self._trusted = False  # until it was seen to leave a model alone
         self.source = source if source is not None else _source_hash(function)
         # a function sees a whole part at once, so it cannot be measured on a few items first
         self._info = ObjectiveInfo(
@@ -167,13 +168,26 @@ class FunctionObjective:
             CandidateError: it returned something else than a finite number or one finite number per item.
         """
         items = self.task.items(part) if self.task is not None else None
+        before = None if self._trusted else {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with torch.no_grad():
             returned = self.function(model, items, device)
+        if before is not None:
+            self._trust(before, model)
         values = self._values(returned, None if items is None else len(items))
         if values.ndim == 0:
             return Score(float(values), None, len(items) if items is not None else 0)
         error = float(values.std(ddof=1) / math.sqrt(values.size)) if values.size >= 2 else None
         return Score(float(values.mean()), error, values.size, {"value": values})
+
+    def _trust(self, before: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+        """Check once that the function leaves the model alone: the objectives measured after it would be of another model."""
+        for name, tensor in model.state_dict().items():
+            if not torch.equal(tensor, before[name]):
+                raise CandidateError(
+                    f"objective {self._info.name!r}: {_name_of(self.function)} changed the model ({name}); it must only look at it, or "
+                    "work on a copy (copy.deepcopy)"
+                )
+        self._trusted = True
 
     def _values(self, returned: Any, count: int | None) -> npt.NDArray[np.float64]:
         wanted = "one number, or a 1-D array of numbers" if count is None else f"one number, or {count} numbers (one per item)"

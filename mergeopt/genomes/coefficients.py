@@ -181,6 +181,9 @@ class CoefficientSpace:
                 raise ConfigError(
                     f"merge: parameters: {param.name}: unknown key {key!r}; {nearest(str(key), [*SEARCH_KEYS, *self.experts])}"
                 )
+        for key in ("log", "simplex"):
+            if not isinstance(given.get(key, False), bool):
+                raise ConfigError(f"merge: parameters: {param.name}: {key}: expected true or false, got {given[key]!r}")
         if "choices" in given or param.kind == "choice":
             return self._choice(param, given)
         if given.get("simplex"):

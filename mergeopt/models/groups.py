@@ -121,7 +121,7 @@ def _labels(spec: Any, names: Sequence[str]) -> list[str]:
 def _blocks(count: Any, names: Sequence[str]) -> list[str]:
     labels = layer_labels(names)
     layers = list(dict.fromkeys(labels))
-    if not isinstance(count, int) or not 1 <= count <= len(layers):
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(layers):
         raise ConfigError(
             f"groups: expected 1 to {len(layers)} blocks (the model has that many layers, embeddings and head included), got {count!r}"
         )
@@ -132,6 +132,8 @@ def _blocks(count: Any, names: Sequence[str]) -> list[str]:
 def _by_regex(spec: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     patterns: dict[str, re.Pattern[str]] = {}
     for group, pattern in spec.items():
+        if not isinstance(group, str):
+            raise ConfigError(f"groups: expected names that are text, got {group!r}; put it in quotes")
         try:
             patterns[group] = re.compile(pattern)
         except (re.error, TypeError) as error:
@@ -153,10 +155,10 @@ def _by_regex(spec: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 def _curve(spec: Any, names: Sequence[str], curve: int) -> Grouping:
     if spec != "model":
         raise ConfigError(f"curve: values along depth are for the whole model, so groups must be 'model', got {spec!r}")
-    if not isinstance(curve, int) or curve < 2:
-        raise ConfigError(f"curve: expected two or more control points, got {curve!r}")
     labels = layer_labels(names)
     layers = list(dict.fromkeys(labels))
+    if isinstance(curve, bool) or not isinstance(curve, int) or not 2 <= curve <= max(2, len(layers)):
+        raise ConfigError(f"curve: expected 2 to {max(2, len(layers))} control points (the model has {len(layers)} layers), got {curve!r}")
     inner = [layer for layer in layers if layer not in ("embeddings", "head")] or layers
     depth = {"embeddings": 0.0, "head": 1.0} | {layer: i / max(1, len(inner) - 1) for i, layer in enumerate(inner)}
     weights = np.zeros((len(names), curve))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ class Summary:
         objectives: in order.
         trials: scored candidates in order of their numbers, baselines left out.
         failed: how many candidates could not be scored.
+        reasons: why, the commonest first, with how many trials each; baselines count here too.
         front: ordered best first in the first objective.
         feasible: whether the front keeps all constraints.
         baselines: in the problem's order.
@@ -62,6 +64,7 @@ class Summary:
     objectives: tuple[ObjectiveInfo, ...]
     trials: tuple[Mark, ...]
     failed: int
+    reasons: tuple[tuple[str, int], ...]
     front: tuple[Mark, ...]
     feasible: bool
     baselines: tuple[Mark, ...]
@@ -88,6 +91,7 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         objectives=run.objectives,
         trials=tuple(_mark(trial, f"trial {trial.number}") for trial in charged if trial.ok),
         failed=sum(not trial.ok for trial in charged),
+        reasons=tuple(Counter(_reason(trial) for trial in run.trials if not trial.ok).most_common()),
         front=tuple(_mark(stored[point.trial], f"trial {point.trial}") for point in points),
         feasible=run.front.feasible,
         baselines=tuple(_mark(trial, trial.name) for trial in run.baselines if trial.ok),
@@ -95,6 +99,11 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         hypervolumes=_hypervolumes(data) | _volume_of(random, run),
         still_nondominated=run.front.still_nondominated_on_report() if reported else None,
     )
+
+
+def _reason(trial: Trial) -> str:
+    where = f"baseline {trial.name}: " if trial.kind == "baseline" else ""
+    return f"{where}{trial.error or 'unknown'}"
 
 
 def _mark(trial: Trial, label: str) -> Mark:

@@ -15,6 +15,7 @@ from mergeopt.task import ObjectiveInfo
 
 __all__ = ["front_tables", "hypervolume_table", "render", "verdict"]
 
+REASONS = 3  # reasons of failures shown, the commonest first
 MANY = 24  # points shown when the whole front was not asked for
 VALUE, REPORTED, GAP = 8, 15, 2  # characters: a value, a value with its error, the space between columns
 
@@ -69,6 +70,7 @@ def verdict(summary: Summary) -> list[str]:
     count = len(summary.front)
     if summary.failed:
         lines.append(f"{summary.failed} of {summary.failed + len(summary.trials)} trials failed")
+    lines += [f"  {times} x {reason}" for reason, times in summary.reasons[:REASONS]]
     if not count:
         lines.append("no trial was scored: there is no front")
     elif not summary.feasible:
@@ -77,7 +79,24 @@ def verdict(summary: Summary) -> list[str]:
         lines.append(
             f"{summary.still_nondominated} of {count} points stay mutually non-dominated on the report part, which the search never saw"
         )
+    lines += _beaten(summary)
     return lines
+
+
+def _beaten(summary: Summary) -> list[str]:
+    """Say which baselines are at least as good as points of the front in every objective."""
+    lines = []
+    for baseline in summary.baselines:
+        count = sum(_covers(baseline, mark, summary.objectives) for mark in summary.front)
+        if count:
+            points = f"{count} of {len(summary.front)} points"
+            lines.append(f"{points} are no better than {baseline.label} in any objective (a longer search or init may help)")
+    return lines
+
+
+def _covers(better: Mark, worse: Mark, objectives: Sequence[ObjectiveInfo]) -> bool:
+    signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in objectives]
+    return all(sign * better.search[o.name] >= sign * worse.search[o.name] for sign, o in zip(signs, objectives, strict=True))
 
 
 def _blocks(objectives: Sequence[ObjectiveInfo], room: int) -> list[list[ObjectiveInfo]]:
@@ -134,7 +153,7 @@ def _with_error(mark: Mark, objective: ObjectiveInfo) -> str:
         return ""
     error = mark.error(objective.name, "report")
     value = _number(mark.report[objective.name])
-    return value if error is None else f"{value} ± {_number(error)}"
+    return value if error is None else f"{value} ± {error:.3f}" if error >= 5e-4 else f"{value} ± {error:.1e}"
 
 
 def _spread(front: tuple[Mark, ...], count: int) -> tuple[Mark, ...]:

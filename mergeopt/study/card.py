@@ -9,31 +9,31 @@ from huggingface_hub import ModelCardData
 
 from mergeopt.models.checkpoint import HUB_PREFIX
 from mergeopt.recipe import Recipe
+from mergeopt.registry import names
 
 __all__ = ["model_card"]
 
 
-def model_card(recipe: Recipe, scores: Mapping[str, float]) -> str:
+def model_card(recipe: Recipe, scores: Mapping[str, float], report: Mapping[str, float] | None = None) -> str:
     """Return the card's text: how the model was made, of what, and what it scored on the search part.
 
     Args:
         recipe: of the model.
         scores: objective -> value on the search part; may be empty.
+        report: objective -> value on the report part, where it was scored there.
     """
     hub = [source.path.removeprefix(HUB_PREFIX) for source in (recipe.base, *recipe.experts) if source.path.startswith(HUB_PREFIX)]
     data = ModelCardData(base_model=hub or None, tags=["merge", "mergeopt"], library_name="transformers")
     lines = ["---", data.to_yaml(), "---", "", "# Merged model", ""]
     lines += [f"Made by mergeopt {version('mergeopt')} with the operator `{recipe.operator}` (variant `{recipe.variant}`). "]
-    lines += ["`recipe.json` holds all that is needed to make it again: `mergeopt merge recipe.json --out DIR`.", ""]
+    lines += ["`recipe.json` holds all that is needed to make it again: `mergeopt merge recipe.json --out DIR`"]
+    if recipe.operator not in names("operators"):
+        lines += [f"(and the file that defines `{recipe.operator}`, named with `--operator FILE.py:NAME`)"]
+    lines += [""]
     lines += ["| source | content hash |", "|---|---|"]
     lines += [f"| {source.name} | `{source.hash[:16]}` |" for source in (recipe.base, *recipe.experts)]
     if scores:
-        lines += [
-            "",
-            "Scores on the data the search selected by; expect somewhat less on other data.",
-            "",
-            "| objective | value |",
-            "|---|---|",
-        ]
-        lines += [f"| {name} | {value:.4f} |" for name, value in scores.items()]
+        lines += ["", "The search selected by the scores of the search part; it never saw the report part.", ""]
+        lines += ["| objective | search |" + (" report |" if report else ""), "|---|---|" + ("---|" if report else "")]
+        lines += [f"| {name} | {value:.4f} |" + (f" {report[name]:.4f} |" if report else "") for name, value in scores.items()]
     return "\n".join([*lines, ""])

@@ -61,6 +61,7 @@ def export_model(
     operator: MergeOperator | None = None,
     objectives: Sequence[Objective] = (),
     promised: Mapping[str, float] | None = None,
+    reported: Mapping[str, float] | None = None,
     device: str = "auto",
 ) -> ExportReport:
     """Make a recipe's model, write it as a folder, load the folder back and score it.
@@ -74,6 +75,7 @@ def export_model(
         operator: the recipe's operator, None to find it by name.
         objectives: what to score the reloaded model by, on the search part.
         promised: objective -> value the reloaded model must score.
+        reported: objective -> value on the report part, for the model card.
         device: where to score.
 
     Raises:
@@ -89,7 +91,7 @@ def export_model(
     partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir(parents=True)
-        _write(pool, recipe, model, partial, promised or {})
+        _write(pool, recipe, model, partial, model_card(recipe, promised or {}, reported))
         del model
         scores = _rescore(pool, partial, recipe, objectives, device)
         report = _compare(folder, pool, scores, promised or {})
@@ -138,12 +140,12 @@ def _check_sources(pool: Pool, recipe: Recipe) -> None:
             )
 
 
-def _write(pool: Pool, recipe: Recipe, model: torch.nn.Module, folder: Path, promised: Mapping[str, float]) -> None:
+def _write(pool: Pool, recipe: Recipe, model: torch.nn.Module, folder: Path, card: str) -> None:
     pool.architecture.save(model, folder)
     for name, source in pool.carry.files.items():
         shutil.copyfile(source, folder / name)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(recipe, promised), encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
     for weights in folder.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
         weights.chmod((folder / "README.md").stat().st_mode)
 

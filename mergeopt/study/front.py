@@ -112,6 +112,8 @@ class Front:
     def hypervolume(self, part: Part = "search", reference: Sequence[float] | None = None) -> float | None:
         """Return the hypervolume that the points dominate; None without a reference point or without points scored on that part.
 
+        It is zero where every point breaks a constraint.
+
         Args:
             part: whose values count; on `report` the points are still those chosen on the search part.
             reference: natural direction [m]; the front's own by default.
@@ -120,6 +122,8 @@ class Front:
         values = [list(v.values()) for v in (self._values(point, part) for point in self.points) if v is not None]
         if at is None or (part == "report" and not values):
             return None
+        if not self.feasible:
+            return 0.0
         return hypervolume(values, self.objectives, at)
 
     def still_nondominated_on_report(self) -> int:

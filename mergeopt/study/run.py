@@ -148,9 +148,16 @@ class Run:
         if point.recipe is None or not isinstance(problem, MergeProblem):
             raise ConfigError(f"{self.folder} searched the problem {self.info.name!r}, which makes no models; there is nothing to export")
         operator = problem.operator if problem.operator.name == point.recipe.operator else None
-        promised, objectives = point.values, problem.objectives
-        device = str(problem.device)
-        return export_model(problem.pool, point.recipe, to, operator=operator, objectives=objectives, promised=promised, device=device)
+        return export_model(
+            problem.pool,
+            point.recipe,
+            to,
+            operator=operator,
+            objectives=problem.objectives,
+            promised=point.values,
+            reported=point.report,
+            device=str(problem.device),
+        )
 
     def records(self, trial: int, part: Part, objective: str) -> dict[str, npt.NDArray[np.generic]]:
         """Return the per-item columns behind a score, empty where there are none; a duplicate has those of its original.
@@ -250,7 +257,7 @@ def _search(problem: Problem, strategy: Strategy, store: Store, plan: Plan, publ
 
 def _end(store: Store, search: Search, publisher: Publisher, state: str, reason: str) -> None:
     store.set({"state": state, "reason": reason})
-    publisher.publish(search.trials, search.reference, "done" if state == "finished" else "interrupted", state, force=True)
+    publisher.publish(search.trials, search.reference, "done" if state == "finished" else "stopped", state, force=True)
 
 
 def _begin(store: Store, described: Header, budget: int, *, resume: bool) -> int:

@@ -9,6 +9,7 @@ members whose seats they take are dropped. Points told later that were not asked
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -24,6 +25,12 @@ from mergeopt_strategies.pymoo_catalogue import check_options, find, start
 from mergeopt_strategies.pymoo_values import Scale, ranked
 
 __all__ = ["PymooStrategy", "nsga2"]
+
+log = logging.getLogger(__name__)
+
+FIRST_ONLY = (
+    "%s: the first generation, a random sample of %d, uses up the budget of %d: nothing is selected; lower pop_size or raise the budget"
+)
 
 IDLE = 100  # generations without anything to evaluate before the space counts as used up
 
@@ -72,6 +79,7 @@ class PymooStrategy:
         self._generation: _Generation | None = None
         self._given: dict[bytes, Result] | None = {}  # starting points by genome; None after the first ask
         self._ended: AskState | None = None
+        self._first, self._budget = True, budget.evaluations
         self._scale = Scale(count, constraints=self._entry.constraints)
 
     def ask(self, n: int | None = None) -> Ask:
@@ -114,6 +122,9 @@ class PymooStrategy:
                 member.X = result.candidate.genome.copy()
             candidates = [Candidate(np.clip(np.array(member.X, dtype=np.float64), 0.0, 1.0)) for member in members]
             self._generation = _Generation(answer, members, candidates, results, asked=len(seated))
+            if self._first and len(members) >= self._budget:
+                log.warning(FIRST_ONLY, self.info.name, len(members), self._budget)
+            self._first = False
             if None in results:
                 return
             self._learn(self._generation)

@@ -96,6 +96,7 @@ def _summary(count: int, *, points: int = 6, reported: bool = True) -> Summary:
         objectives=objectives,
         trials=trials,
         failed=2,
+        reasons=(("it broke", 2),),
         front=front,
         feasible=True,
         baselines=baselines,
