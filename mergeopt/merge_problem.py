@@ -15,6 +15,7 @@ import torch
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.models.checkpoint import HUB_PREFIX
 from mergeopt.models.layout import Layout
@@ -61,6 +62,7 @@ class MergeProblem:
         dtype: of the merged weights, `float32` or `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         batch: candidates made at a time.
+        threads: that torch computes with; None for one with small models, for which more only wait for each other, else torch's choice.
         name: for people.
         baselines: what every result is held against, of `base`, `experts`, `uniform`.
 
@@ -81,6 +83,7 @@ class MergeProblem:
         dtype: str = "float32",
         device: str = "auto",
         batch: int = 8,
+        threads: int | None = None,
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
     ) -> None:
@@ -91,11 +94,14 @@ class MergeProblem:
         self.coefficients = CoefficientSpace(self.operator, parameters, pool.names, pool.expert_names, groups=groups)
         self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
         self.layout = Layout(pool)
+        self.threads = pick_threads(threads, self.layout.elements)
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator; making it loads the models."""
-        evaluator = Evaluator(self.layout, self.objectives, self._find_operator, dtype=self.dtype, device=self.device, batch=self.batch)
+        evaluator = Evaluator(
+            self.layout, self.objectives, self._find_operator, dtype=self.dtype, device=self.device, batch=self.batch, threads=self.threads
+        )
         evaluator.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
         return evaluator
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from mergeopt.config import RunFile
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -40,6 +44,20 @@ def test_run_file_runs(file: Path, tmp_path: Path) -> None:
     done = _python(["-m", "mergeopt", "run", str(file), "--budget", "6", "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["points"]
+
+
+@pytest.mark.slow
+def test_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    """The README's Python is run, and its run file is one that can be read."""
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
+    for number, code in enumerate(text for kind, text in blocks if kind == "python"):
+        (tmp_path / f"block{number}.py").write_text(code)
+        done = _python([f"block{number}.py"], tmp_path)
+        assert done.returncode == 0, done.stderr
+    files = [yaml.safe_load(text) for kind, text in blocks if kind == "yaml"]
+    assert files
+    for data in files:
+        RunFile.parse(data)
 
 
 def test_strangers_package_is_found_and_works(tmp_path: Path) -> None:

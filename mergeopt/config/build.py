@@ -99,6 +99,7 @@ def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective
         dtype=run_file.model.dtype,
         device=run_file.device,
         batch=run_file.batch,
+        threads=run_file.threads,
         name=name,
         baselines=[kind for kind in run_file.baselines if kind != "random"],
     )

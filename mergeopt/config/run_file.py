@@ -89,6 +89,7 @@ class RunFile(_Section):
     init: list[str] = []
     baselines: list[str] = ["base", "experts", "uniform"]
     batch: int = Field(default=8, gt=0)
+    threads: int | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     out: str | None = None

@@ -13,6 +13,7 @@ from mergeopt.errors import CandidateError, RecipeError
 from mergeopt.evaluation.arena import CandidateArena
 from mergeopt.evaluation.materialize import Materializer, Values, stream
 from mergeopt.evaluation.score import score_model
+from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.genomes.coefficients import parameter_values
 from mergeopt.models.groups import Grouping, grouping
 from mergeopt.models.layout import Layout
@@ -48,6 +49,7 @@ class Evaluator:
         dtype: of the weights.
         device: where the model runs.
         batch: candidates made at a time.
+        threads: that torch computes with, None to choose by the model's size.
 
     Raises:
         DataError: an objective cannot be measured on this model.
@@ -62,9 +64,11 @@ class Evaluator:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         batch: int = 8,
+        threads: int | None = None,
     ) -> None:
         self.layout, self.objectives, self.find_operator = layout, tuple(objectives), find_operator
         self.dtype, self.device = dtype, device or torch.device("cpu")
+        self.threads = pick_threads(threads, layout.elements)
         self.arena = CandidateArena(batch, layout, dtype, self.device)
         self._materializers: dict[str, Materializer] = {}
         self._groupings: dict[str, Grouping] = {}
@@ -81,7 +85,7 @@ class Evaluator:
             "dtype": str(self.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
             "attention": getattr(getattr(self.arena.model, "config", None), "_attn_implementation", None),
         }
 
@@ -90,7 +94,8 @@ class Evaluator:
         kind = _kind(recipe)
         if kind not in self._materializers:
             operator = self.find_operator(recipe.operator, recipe.variant)
-            self._materializers[kind] = Materializer(self.layout, operator, self._values(operator, recipe), self.device)
+            with computing_threads(self.threads):
+                self._materializers[kind] = Materializer(self.layout, operator, self._values(operator, recipe), self.device)
 
     def evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
         """Make and score recipes in order, yielding each outcome as soon as it is known."""
@@ -117,7 +122,8 @@ class Evaluator:
     def _score(self, row: int, part: Part, make: float) -> Outcome:
         began = time.perf_counter()
         try:
-            scores, error = score_model(self.arena.bind(row), self.objectives, part, self.device), None
+            with computing_threads(self.threads):
+                scores, error = score_model(self.arena.bind(row), self.objectives, part, self.device), None
         except CandidateError as failure:
             scores, error = {}, str(failure)
         return Outcome(scores, error, {"make": make, "score": time.perf_counter() - began})
@@ -130,10 +136,11 @@ class Evaluator:
         for kind, indices in kinds.items():
             operator = self.find_operator(recipes[indices[0]].operator, recipes[indices[0]].variant)
             values = [self._values(operator, recipes[index]) for index in indices]
-            if kind in self._materializers and indices == list(range(indices[0], indices[0] + len(indices))):
-                found = self._materializers[kind](values, self.arena.rows[indices[0] : indices[0] + len(indices)])
-            else:
-                found = [self._stream(operator, one, index) for index, one in zip(indices, values, strict=True)]
+            with computing_threads(self.threads):
+                if kind in self._materializers and indices == list(range(indices[0], indices[0] + len(indices))):
+                    found = self._materializers[kind](values, self.arena.rows[indices[0] : indices[0] + len(indices)])
+                else:
+                    found = [self._stream(operator, one, index) for index, one in zip(indices, values, strict=True)]
             for index, error in zip(indices, found, strict=True):
                 errors[index] = error or self._overflow(index)
         return errors

@@ -84,19 +84,19 @@ def verdict(summary: Summary) -> list[str]:
 
 
 def _beaten(summary: Summary) -> list[str]:
-    """Say which baselines are at least as good as points of the front in every objective."""
+    """Say which baselines dominate points of the front."""
     lines = []
     for baseline in summary.baselines:
-        count = sum(_covers(baseline, mark, summary.objectives) for mark in summary.front)
+        count = sum(_dominates(baseline, mark, summary.objectives) for mark in summary.front)
         if count:
-            points = f"{count} of {len(summary.front)} points"
-            lines.append(f"{points} are no better than {baseline.label} in any objective (a longer search or init may help)")
+            lines.append(f"{count} of {len(summary.front)} points are dominated by {baseline.label} (a longer search or init may help)")
     return lines
 
 
-def _covers(better: Mark, worse: Mark, objectives: Sequence[ObjectiveInfo]) -> bool:
+def _dominates(better: Mark, worse: Mark, objectives: Sequence[ObjectiveInfo]) -> bool:
     signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in objectives]
-    return all(sign * better.search[o.name] >= sign * worse.search[o.name] for sign, o in zip(signs, objectives, strict=True))
+    gains = [sign * (better.search[o.name] - worse.search[o.name]) for sign, o in zip(signs, objectives, strict=True)]
+    return min(gains) >= 0 and max(gains) > 0
 
 
 def _blocks(objectives: Sequence[ObjectiveInfo], room: int) -> list[list[ObjectiveInfo]]:

@@ -18,6 +18,7 @@ from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.evaluator import recipe_values
 from mergeopt.evaluation.materialize import stream
 from mergeopt.evaluation.score import score_model
+from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.merge_problem import find_operator
 from mergeopt.models.architecture import HubArchitecture
 from mergeopt.models.checkpoint import Checkpoint
@@ -63,6 +64,7 @@ def export_model(
     promised: Mapping[str, float] | None = None,
     reported: Mapping[str, float] | None = None,
     device: str = "auto",
+    threads: int | None = None,
 ) -> ExportReport:
     """Make a recipe's model, write it as a folder, load the folder back and score it.
 
@@ -77,6 +79,7 @@ def export_model(
         promised: objective -> value the reloaded model must score.
         reported: objective -> value on the report part, for the model card.
         device: where to score.
+        threads: that torch computes with, None to choose by the model's size; other threads than the search's may give other last bits.
 
     Raises:
         StoreError: the folder is taken or cannot be written.
@@ -93,7 +96,8 @@ def export_model(
         partial.mkdir(parents=True)
         _write(pool, recipe, model, partial, model_card(recipe, promised or {}, reported))
         del model
-        scores = _rescore(pool, partial, recipe, objectives, device)
+        with computing_threads(pick_threads(threads, sum(pool.base.spec(name).elements for name in pool.names))):
+            scores = _rescore(pool, partial, recipe, objectives, device)
         report = _compare(folder, pool, scores, promised or {})
         if folder.exists():
             folder.rmdir()

@@ -157,6 +157,7 @@ class Run:
             promised=point.values,
             reported=point.report,
             device=str(problem.device),
+            threads=problem.threads,
         )
 
     def records(self, trial: int, part: Part, objective: str) -> dict[str, npt.NDArray[np.generic]]:
