@@ -15,6 +15,7 @@ from mergeopt.errors import ConfigError
 __all__ = ["Grouping", "grouping", "layer_labels"]
 
 NUMBERED = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
+MOST_POINTS = 100  # control points of a curve that any model may have
 KINDS = "model, layer, tensor, {blocks: N}, or a mapping of group names to regexes"
 
 
@@ -157,8 +158,10 @@ def _curve(spec: Any, names: Sequence[str], curve: int) -> Grouping:
         raise ConfigError(f"curve: values along depth are for the whole model, so groups must be 'model', got {spec!r}")
     labels = layer_labels(names)
     layers = list(dict.fromkeys(labels))
-    if isinstance(curve, bool) or not isinstance(curve, int) or not 2 <= curve <= max(2, len(layers)):
-        raise ConfigError(f"curve: expected 2 to {max(2, len(layers))} control points (the model has {len(layers)} layers), got {curve!r}")
+    if isinstance(curve, bool) or not isinstance(curve, int) or curve < 2:
+        raise ConfigError(f"curve: expected two or more control points, got {curve!r}")
+    if curve > max(MOST_POINTS, len(layers)):
+        raise ConfigError(f"curve: {curve} control points are more than the model's {len(layers)} layers can tell apart; give fewer")
     inner = [layer for layer in layers if layer not in ("embeddings", "head")] or layers
     depth = {"embeddings": 0.0, "head": 1.0} | {layer: i / max(1, len(inner) - 1) for i, layer in enumerate(inner)}
     weights = np.zeros((len(names), curve))

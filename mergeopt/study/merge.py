@@ -67,8 +67,8 @@ def merge_recipe(
     rule = None
     if operator is None and recipe.operator not in names("operators"):
         raise PluginError(
-            f"unknown operator {recipe.operator!r}: no installed package registers it; if a file of yours defines it, name it with "
-            f"--operator FILE.py:NAME. {nearest(recipe.operator, names('operators'))}"
+            f"unknown operator {recipe.operator!r}; {nearest(recipe.operator, names('operators'))}. If a file of yours defines it, name it "
+            "with --operator FILE.py:NAME"
         )
     if operator is not None:
         if operator.name != recipe.operator:

@@ -52,6 +52,21 @@ def kept(tau: Array, density: float, least: int) -> Array:
     return trimmed
 
 
+def vote(values: Array, how: str) -> Array:
+    total: Array = (values if how == "sum" else np.sign(values)).sum(axis=0)
+    return total
+
+
+def agreed(base: Array, values: Array, arguments: Mapping[str, Any], sign_of_zero: float) -> Array:
+    """Add the mean, over those whose sign is elected, of weighted values [K, *shape]; a vote of zero goes up unless told otherwise."""
+    votes = vote(values, arguments["vote"])
+    up = (votes > 0) | ((votes == 0) & (sign_of_zero >= 0))
+    agree = np.where(up, values > 0, values < 0)
+    total = np.einsum("k,k...->...", arguments["weight"], values * agree)
+    merged: Array = base + float(arguments["scale"]) * total / np.maximum(agree.sum(axis=0), 1)
+    return merged
+
+
 class TestTies(OperatorContract):
     """TIES as in the paper keeps the contract."""
 
@@ -61,22 +76,8 @@ class TestTies(OperatorContract):
         return Ties(self.variant)
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
-        merged = base.copy()
         trimmed = [kept(theta - base, rho, 0) for theta, rho in zip(experts, arguments["density"], strict=True)]
-        for index in np.ndindex(base.shape):
-            values = [t[index] for t in trimmed]
-            votes = values if arguments["vote"] == "sum" else [np.sign(v) for v in values]
-            positive = sum(votes) >= 0
-            agree = [(w, v) for w, v in zip(arguments["weight"], values, strict=True) if (v > 0 if positive else v < 0)]
-            if agree:
-                merged[index] += float(arguments["scale"]) * sum(w * v for w, v in agree) / len(agree)
-        return merged
-
-
-class TestTiesOfPeft(TestTies):
-    """The variant named after peft is the paper's rule."""
-
-    variant = "peft"
+        return agreed(base, np.stack(trimmed), arguments, 0.0)
 
 
 class TestTiesOfMergekit(TestTies):
@@ -85,16 +86,13 @@ class TestTiesOfMergekit(TestTies):
     variant = "mergekit"
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
-        merged = base.copy()
         trimmed = [kept(theta - base, rho, 1) for theta, rho in zip(experts, arguments["density"], strict=True)]
-        for index in np.ndindex(base.shape):
-            # float32 as the rule has it: a vote near zero is decided by rounding
-            values = [np.float32(w) * np.float32(t[index]) for w, t in zip(arguments["weight"], trimmed, strict=True)]
-            votes = values if arguments["vote"] == "sum" else [np.sign(v) for v in values]
-            positive = sum(votes) >= 0
-            agree = [(w, float(v)) for w, v in zip(arguments["weight"], values, strict=True) if (v > 0 if positive else v < 0)]
-            if agree:
-                merged[index] += float(arguments["scale"]) * sum(v for _, v in agree) / sum(w for w, _ in agree)
+        weight = np.asarray(arguments["weight"], dtype=np.float32).reshape(-1, *[1] * base.ndim)
+        values = (weight * np.stack(trimmed).astype(np.float32)).astype(np.float64)  # a vote near zero is decided by rounding
+        up = vote(values, arguments["vote"]) >= 0
+        agree = np.where(up, values > 0, values < 0)
+        total = (weight * agree).sum(axis=0)
+        merged: Array = base + float(arguments["scale"]) * (values * agree).sum(axis=0) / np.where(total == 0, 1.0, total)
         return merged
 
 
@@ -110,16 +108,8 @@ class TestTiesOfTheAuthor(TestTies):
             tau = theta - base
             place = max(1, tau.size - int(rho * tau.size))
             trimmed.append(np.where(np.abs(tau) >= np.sort(np.abs(tau), axis=None)[place - 1], tau, 0.0))
-        majority = np.sign(sum(np.sign(np.sum(trimmed, axis=0)).reshape(-1)))
-        merged = base.copy()
-        for index in np.ndindex(base.shape):
-            values = [t[index] for t in trimmed]
-            vote = sum(values if arguments["vote"] == "sum" else [np.sign(v) for v in values])
-            positive = vote > 0 or (vote == 0 and majority > 0)
-            agree = [(w, v) for w, v in zip(arguments["weight"], values, strict=True) if (v > 0 if positive else v < 0)]
-            if agree:
-                merged[index] += float(arguments["scale"]) * sum(w * v for w, v in agree) / len(agree)
-        return merged
+        values = np.stack(trimmed)
+        return agreed(base, values, arguments, -1.0 if np.sign(values.sum(axis=0)).sum() <= 0 else 1.0)
 
 
 @merge_operator(

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mergeopt.errors import ConfigError, PluginError
+from mergeopt.evaluation.objectives import FunctionObjective
+from mergeopt.merge_problem import MergeProblem, find_operator
+from mergeopt.models.pool import Pool
+from mergeopt.operators.contract import Param, Requires
+from mergeopt.operators.function import merge_operator
+from mergeopt.operators.ties import Ties
+from mergeopt.problem import Problem, Proposal
+from mergeopt.recipe import Recipe, canonical_json
+from mergeopt.task import Items, Objective
+from tests.tiny_models import edit_weights, tiny_vit, write_folders
+
+Folders = tuple[Path, dict[str, Path]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A tiny ViT and two experts; tests do not write to them."""
+    return write_folders(tiny_vit, tmp_path_factory.mktemp("vits"))
+
+
+def bias(model: torch.nn.Module, items: Items | None, device: torch.device) -> float:
+    return float(model.get_parameter("classifier.bias").sum())
+
+
+def objective(name: str = "bias", **options: Any) -> Objective:
+    return FunctionObjective(name, bias, items=None, **{"direction": "maximize", **options})
+
+
+class Measured:
+    """An objective on data of a given content hash."""
+
+    def __init__(self, data: str) -> None:
+        self.inner = objective()
+        self.info, self.parts, self.check, self.score = self.inner.info, self.inner.parts, self.inner.check, self.inner.score
+        self.fingerprint: Mapping[str, Any] = {"items": {"search": data}}
+
+
+def problem(
+    folders: Folders, operator: Any = "ties", objectives: Any = None, *, exclude: tuple[str, ...] = (), **options: Any
+) -> MergeProblem:
+    return MergeProblem(Pool(*folders, exclude=exclude), operator, objectives or [objective()], device="cpu", **options)
+
+
+def test_it_keeps_the_problem_contract(folders: Folders) -> None:
+    """A merge problem is a Problem: data to strategies, recipes of genomes, values of proposals in order."""
+    made = problem(folders)
+    assert isinstance(made, Problem)
+    assert made.parts == ("search", "report")
+    assert made.info.space.dim == 4
+    proposals = [Proposal("x", genome) for genome in made.info.space.sample(np.random.default_rng(0), 3)]
+    values = [evaluation.scores["bias"].value for evaluation in made.evaluate(proposals, "search")]
+    recipes = [Proposal("x", recipe=made.decode(np.asarray(p.genome))) for p in proposals]
+    assert [evaluation.scores["bias"].value for evaluation in made.evaluate(recipes, "search")] == values
+    assert len(set(values)) == 3
+
+
+VARIED: dict[str, Callable[[Folders], MergeProblem]] = {
+    "plain": problem,
+    "operator": lambda folders: problem(folders, "task_arithmetic"),
+    "variant": lambda folders: problem(folders, variant="mergekit"),
+    "range": lambda folders: problem(folders, parameters={"weight": {"low": 0.0, "high": 1.4}}),
+    "another range": lambda folders: problem(folders, parameters={"weight": {"low": 0.0, "high": 1.3}}),
+    "logarithmic": lambda folders: problem(folders, parameters={"weight": {"low": 0.1, "high": 1.3, "log": True}}),
+    "fixed value": lambda folders: problem(folders, parameters={"weight": {"low": 0.0, "high": 1.4}, "scale": 0.5}),
+    "groups": lambda folders: problem(folders, groups="layer"),
+    "regex": lambda folders: problem(folders, groups={"a": "attention", "b": "."}),
+    "another regex": lambda folders: problem(folders, groups={"a": "dense", "b": "."}),
+    "exclude": lambda folders: problem(folders, exclude=("classifier",)),
+    "dtype": lambda folders: problem(folders, dtype="bfloat16"),
+    "direction": lambda folders: problem(folders, objectives=[objective(direction="minimize")]),
+    "objective's name": lambda folders: problem(folders, objectives=[objective("other")]),
+    "two objectives": lambda folders: problem(folders, objectives=[objective(), objective("other")]),
+    "their order": lambda folders: problem(folders, objectives=[objective("other"), objective()]),
+    "function's code": lambda folders: problem(folders, objectives=[objective(source="edited")]),
+    "data": lambda folders: problem(folders, objectives=[Measured("0")]),
+    "other data": lambda folders: problem(folders, objectives=[Measured("1")]),
+    "order of experts": lambda folders: problem((folders[0], dict(reversed(folders[1].items())))),
+    "one expert": lambda folders: problem((folders[0], {"e0": folders[1]["e0"]})),
+}
+
+
+def test_the_fingerprint_changes_with_what_changes_scores(folders: Folders, tmp_path: Path) -> None:
+    """Operator, variant, ranges, fixed values, groups, models, data and objectives each change the fingerprint, all differently."""
+    prints = {name: make(folders).info.fingerprint for name, make in VARIED.items()}
+    copied = {name: Path(shutil.copytree(path, tmp_path / name)) for name, path in folders[1].items()}
+    edit_weights(copied["e1"], lambda tensors: tensors["classifier.bias"][0].add_(1e-3))
+    prints["weights"] = problem((folders[0], copied)).info.fingerprint
+    names: dict[str, list[str]] = {}
+    for name, fingerprint in prints.items():
+        names.setdefault(fingerprint, []).append(name)
+    assert [same for same in names.values() if len(same) > 1] == []
+
+
+def test_the_fingerprint_does_not_change_with_the_rest(folders: Folders, tmp_path: Path) -> None:
+    """Where models lie, the batch, the name and the baselines do not change the fingerprint."""
+    expected = problem(folders).info.fingerprint
+    moved = {name: Path(shutil.copytree(path, tmp_path / f"moved-{name}")) for name, path in folders[1].items()}
+    assert problem((Path(shutil.copytree(folders[0], tmp_path / "moved")), moved)).info.fingerprint == expected
+    assert problem(folders, batch=3, name="other", baselines=["base"]).info.fingerprint == expected
+
+
+def test_provenance_says_what_and_where(folders: Folders) -> None:
+    """Provenance is JSON with content hashes, paths and the evaluator's settings."""
+    data = problem(folders, groups={"z": "attention", "a": "."}).provenance()
+    assert canonical_json(data)
+    assert data["paths"] == {"base": str(folders[0]), **{name: str(path) for name, path in folders[1].items()}}
+    assert data["groups"]["weight"] == [[["z", "attention"], ["a", "."]], None]
+    assert data["evaluator"]["dtype"] == "float32"
+
+
+def test_baselines_are_chosen(folders: Folders) -> None:
+    """Baselines come in the order asked for; an unknown one is refused at construction."""
+    assert [p.name for p in problem(folders).baselines()] == ["base", "expert:e0", "expert:e1", "uniform"]
+    assert [p.name for p in problem(folders, baselines=["uniform", "base"]).baselines()] == ["uniform", "base"]
+    assert problem(folders, baselines=[]).baselines() == []
+    with pytest.raises(ConfigError, match="baselines: unknown kind 'unifrom'; did you mean 'uniform'"):
+        problem(folders, baselines=["unifrom"])
+    with pytest.raises(ConfigError, match=r"baselines: expected a list, got 'base'"):
+        problem(folders, baselines="base")
+
+
+def test_starting_points(folders: Folders) -> None:
+    """Experts and uniform are genomes of the space whose recipes have those weights; others are refused."""
+    made = problem(folders, "task_arithmetic", groups="layer")
+    points = {p.name: made.decode(np.asarray(p.genome)) for kind in ("experts", "uniform") for p in made.starting_points(kind)}
+    weights = {name: next(iter(recipe.arguments["weight"].values.values())) for name, recipe in points.items()}
+    assert weights["init:e0"] == {"e0": 1.0, "e1": 0.0}
+    assert weights["init:e1"] == {"e0": 0.0, "e1": 1.0}
+    assert weights["init:uniform"] == {"e0": pytest.approx(0.5), "e1": pytest.approx(0.5)}
+    with pytest.raises(ConfigError, match=r"init: expected experts, uniform.*did you mean 'experts'"):
+        made.starting_points("expert")
+    with pytest.raises(ConfigError, match="expected a value in"):
+        problem(folders, parameters={"weight": {"low": 0.2, "high": 1.0}}).starting_points("experts")
+    simplex = problem(folders, "linear", parameters={"weight": {"simplex": True}})
+    assert [simplex.decode(np.asarray(p.genome)).arguments["weight"].values["model"] for p in simplex.starting_points("experts")] == [
+        {"e0": 1.0, "e1": 0.0},
+        {"e0": 0.0, "e1": 1.0},
+    ]
+
+
+def test_recipes_lead_back_to_genomes(folders: Folders) -> None:
+    """A recipe encodes to a genome that decodes to it, also after JSON with sorted keys."""
+    made = problem(folders, groups={"z": "attention", "a": "."})
+    for genome in made.info.space.sample(np.random.default_rng(0), 20):
+        recipe = made.decode(genome)
+        back = made.decode(made.encode(Recipe.from_json(recipe.to_json())))
+        assert back == recipe
+        assert back.key == recipe.key
+
+
+def test_recipes_of_other_searches_have_no_genome(folders: Folders) -> None:
+    """A recipe of another operator, variant, element type, exclusion, or over other models is refused by what differs."""
+    here = problem(folders)
+    others = {
+        "operator is 'task_arithmetic', here 'ties'": problem(folders, "task_arithmetic"),
+        "variant is 'mergekit', here 'paper'": problem(folders, variant="mergekit"),
+        "dtype is 'bfloat16', here 'float32'": problem(folders, dtype="bfloat16"),
+        "exclude is": problem(folders, exclude=("classifier",)),
+        "its sources have other contents": problem((folders[1]["e0"], {"e0": folders[0], "e1": folders[1]["e1"]})),
+        "groups are not this search's": problem(folders, groups="layer"),
+    }
+    for message, other in others.items():
+        with pytest.raises(ConfigError, match=message):
+            here.encode(other.decode(np.full(other.info.space.dim, 0.5)))
+
+
+def test_operators_are_found(folders: Folders) -> None:
+    """An operator is a registered name, a class, an instance or a decorated function; unknown names and variants are refused."""
+    assert isinstance(find_operator("ties", "author"), Ties)
+    assert find_operator(Ties("author")).variant == "author"
+    with pytest.raises(PluginError, match="unknown operator 'tie'; did you mean 'ties'"):
+        problem(folders, "tie")
+    with pytest.raises(ConfigError, match="operator 'ties' has no variant 'authors'; did you mean 'author'"):
+        problem(folders, variant="authors")
+    with pytest.raises(ConfigError, match="variant 'author' was asked for, but the operator given is of variant 'mergekit'"):
+        problem(folders, Ties("mergekit"), variant="author")
+    with pytest.raises(ConfigError, match="operator 'ties' has no parameter 'wieght'; did you mean 'weight'"):
+        problem(folders, parameters={"wieght": 1.0})
+
+
+@merge_operator("pair", t=Param.real(0.5, low=0.0, high=1.0, search=(0.0, 1.0)))
+def pair(deltas: torch.Tensor, *, t: torch.Tensor) -> torch.Tensor:
+    """Lie between two task vectors."""
+    return (1 - t) * deltas[0] + t * deltas[1]
+
+
+def test_the_number_of_experts_is_checked(folders: Folders) -> None:
+    """An operator that merges a certain number of experts says so when it gets another."""
+    operator = pair()
+    operator.requires = Requires(min_experts=2, max_experts=2)
+    assert problem(folders, operator).info.space.names == ("t/model",)
+    with pytest.raises(ConfigError, match="operator 'pair' merges 2 experts, got 1: e0"):
+        problem((folders[0], {"e0": folders[1]["e0"]}), operator)
+    operator.requires = Requires(min_experts=3)
+    with pytest.raises(ConfigError, match="operator 'pair' merges 3 or more experts, got 2: e0, e1"):
+        problem(folders, operator)
+
+
+def test_objectives_are_checked(folders: Folders) -> None:
+    """No objective, and two of one name, are refused; the report part is there only when every objective has one."""
+    pool = Pool(*folders)
+    with pytest.raises(ConfigError, match="objectives: expected one or more, got none"):
+        MergeProblem(pool, "ties", [])
+    with pytest.raises(ConfigError, match="objectives: the name 'bias' stands twice"):
+        problem(folders, objectives=[objective(), objective()])
+    unreported = Measured("0")
+    unreported.parts = ("search",)
+    assert problem(folders, objectives=[objective("other"), unreported]).parts == ("search",)
+
+
+@pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "ties"])
+def test_memory_is_predicted(folders: Folders, operator: str) -> None:
+    """The predicted sizes of arenas are those of the arenas made."""
+    made = problem(folders, operator, batch=5)
+    memory = made.memory()
+    evaluator = made.evaluator
+    (materializer,) = evaluator._materializers.values()
+    assert memory["prepared"] == materializer.arena.bytes
+    assert memory["candidates"] == evaluator.arena.bytes
+    assert memory["model"] == 4 * sum(p.numel() for p in evaluator.arena.model.parameters())

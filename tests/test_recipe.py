@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeopt.errors import RecipeError
+from mergeopt.recipe import Argument, Recipe, Source, canonical_json, content_hash, ordered_json
+
+RECIPE = Recipe(
+    base=Source("base", "models/base", "b" * 64),
+    experts=(Source("zoe", "models/zoe", "c" * 64), Source("ann", "models/ann", "d" * 64)),
+    operator="ties",
+    operator_version=1,
+    variant="paper",
+    arguments={
+        "weight": Argument({"z": "attn", "a": "."}, None, {"z": {"zoe": 0.1, "ann": 1 / 3}, "a": {"zoe": 1.5, "ann": 0.0}}, False),
+        "density": Argument("model", 3, {"depth.0": 0.2, "depth.1": 0.3, "depth.2": 5e-324}, False),
+        "scale": Argument({"blocks": 2}, None, {"block.0": 1.0, "block.1": 1.0}, True),
+        "vote": Argument("model", None, {"model": "sum"}, True),
+    },
+    exclude=("head", r"bias$"),
+    dtype="bfloat16",
+    carry={"tokenizer": "zoe"},
+)
+
+
+def test_json_leads_back(tmp_path: Path) -> None:
+    """A recipe survives JSON in the user's order and with sorted keys, and a file, with every float to the bit."""
+    for text in (ordered_json(RECIPE.to_json()), canonical_json(RECIPE.to_json()), json.dumps(RECIPE.to_json(), indent=2)):
+        back = Recipe.from_json(json.loads(text))
+        assert back == RECIPE
+        assert list(back.arguments["weight"].groups) == ["z", "a"]
+        assert back.key == RECIPE.key
+    file = tmp_path / "recipe.json"
+    file.write_text(canonical_json(RECIPE.to_json()))
+    assert Recipe.load(file) == RECIPE
+
+
+def test_a_mapping_of_groups_is_read_too() -> None:
+    """Groups that a person wrote as a mapping are taken in the order they stand in."""
+    data = RECIPE.to_json()
+    data["arguments"]["weight"]["groups"] = {"z": "attn", "a": "."}
+    assert Recipe.from_json(data) == RECIPE
+
+
+def test_the_key_is_about_weights_alone() -> None:
+    """Places and what is carried along do not change the key; everything that changes weights does."""
+    argument = RECIPE.arguments["weight"]
+    same = [
+        replace(RECIPE, base=replace(RECIPE.base, path="elsewhere")),
+        RECIPE.relocated({"ann": "/moved"}),
+        replace(RECIPE, carry={}),
+    ]
+    assert all(recipe.key == RECIPE.key for recipe in same)
+    turned = Argument({"a": ".", "z": "attn"}, None, argument.values, False)
+    others = [
+        replace(RECIPE, base=replace(RECIPE.base, hash="e" * 64)),
+        replace(RECIPE, experts=RECIPE.experts[::-1]),
+        replace(RECIPE, operator="linear"),
+        replace(RECIPE, operator_version=2),
+        replace(RECIPE, variant="author"),
+        replace(RECIPE, exclude=()),
+        replace(RECIPE, dtype="float32"),
+        replace(RECIPE, arguments={**RECIPE.arguments, "weight": turned}),
+        replace(RECIPE, arguments={**RECIPE.arguments, "weight": replace(argument, static=True)}),
+        replace(RECIPE, arguments={**RECIPE.arguments, "vote": replace(RECIPE.arguments["vote"], values={"model": "count"})}),
+    ]
+    assert len({RECIPE.key, *(recipe.key for recipe in others)}) == len(others) + 1
+
+
+def test_relocation_knows_its_sources() -> None:
+    """Sources move by name; an unknown name is refused with those there are."""
+    moved = RECIPE.relocated({"base": "/b", "zoe": "/z"})
+    assert [source.path for source in (moved.base, *moved.experts)] == ["/b", "/z", "models/ann"]
+    with pytest.raises(RecipeError, match="no source 'bob'; it has base, zoe, ann"):
+        RECIPE.relocated({"bob": "/b"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "expected a recipe of format 1, got format 2"),
+        ({"format": None}, "expected a recipe of format 1, got format None"),
+        ({"base": None}, "damaged recipe"),
+        ({"base": {"name": "base", "path": "x"}}, "the key 'hash' is missing"),
+        ({"base": {"name": "base", "path": 3, "hash": "0"}}, "expected text, got 3"),
+        ({"experts": 3}, "damaged recipe"),
+        ({"operator": {"name": "ties", "version": "new", "variant": "paper"}}, "damaged recipe"),
+        ({"arguments": []}, "damaged recipe"),
+        ({"arguments": {"weight": {"groups": "model", "curve": None, "static": True}}}, "the key 'values' is missing"),
+        ({"arguments": {"weight": {"groups": [["a"]], "curve": None, "static": True, "values": {}}}}, "damaged recipe"),
+        ({"exclude": [3]}, "expected text, got 3"),
+        ({"carry": {"tokenizer": None}}, "expected text, got None"),
+    ],
+)
+def test_damaged_recipes_are_refused(change: dict[str, Any], message: str) -> None:
+    """Missing keys and wrong types are a RecipeError that says which."""
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_json({**RECIPE.to_json(), **change})
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
+    """A missing file, one that is no JSON and one that is another JSON are told apart."""
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*none\.json: No such file"):
+        Recipe.load(tmp_path / "none.json")
+    file = tmp_path / "recipe.json"
+    file.write_text("{")
+    with pytest.raises(RecipeError, match=r"recipe\.json is no JSON"):
+        Recipe.load(file)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match=r"recipe\.json"):
+        Recipe.load(file)
+    file.write_text("[1]")
+    with pytest.raises(RecipeError, match=r"expected a recipe \(a JSON object\), got list"):
+        Recipe.load(file)
+
+
+def test_numbers_that_json_does_not_have_are_refused() -> None:
+    """NaN and infinities never reach a file."""
+    for bad in (float("nan"), float("inf")):
+        for write in (canonical_json, ordered_json, content_hash):
+            with pytest.raises(ValueError, match="Out of range float"):
+                write({"x": bad})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(data=st.dictionaries(st.text(), JSON, max_size=6))
+def test_content_hashes_ignore_the_order_of_keys(data: dict[str, Any]) -> None:
+    """The same data written in another order of keys has the same hash, and canonical JSON leads back to it."""
+    assert content_hash(dict(reversed(data.items()))) == content_hash(data)
+    assert json.loads(canonical_json(data)) == data
