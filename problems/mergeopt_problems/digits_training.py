@@ -17,6 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.utils import logging
 
 from mergeopt.cache import cache_folder
+from mergeopt.evaluation.threads import computing_threads
 from mergeopt.recipe import content_hash
 from mergeopt_problems.image_items import ImageItems
 
@@ -28,7 +29,7 @@ VERSION = 1
 SCALE = 1.0 / 16.0
 MEAN = 0.3
 STD = 0.35
-THREADS = 1
+THREADS = 1  # so small a model gains little from more, and loses much when another process keeps a core busy
 SEED = 0
 
 
@@ -148,7 +149,7 @@ def _fit(
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     model.train()
-    with _threads():
+    with computing_threads(THREADS):
         for _ in range(epochs):
             order = torch.randperm(len(labels), generator=generator)
             for start in range(0, len(order), batch):
@@ -160,17 +161,6 @@ def _fit(
                 schedule.step()
     model.train(False)
     return model
-
-
-@contextmanager
-def _threads() -> Iterator[None]:
-    # so small a model gains little from two threads, and loses tenfold with two when another process keeps a core busy
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
