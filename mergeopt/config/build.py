@@ -234,7 +234,8 @@ def _experts(run_file: RunFile, root: Path) -> Mapping[str, str] | list[str]:
 def _model(path: str, root: Path) -> str:
     place = _place(path, root)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(place).exists():
-        raise SourceError(f"no such folder or file: {place}; for a model of the hub write hf://{path}")
+        wanted = "expected a Hugging Face model folder or a .safetensors file"
+        raise SourceError(f"no such folder or file: {place} ({wanted}); for a model of the hub write hf://{path}")
     return place
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mergeopt.errors import ConfigError
+from mergeopt.errors import ConfigError, nearest
 from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, declare
 
 __all__ = ["Ties"]
@@ -62,6 +62,8 @@ class Ties:
     )
 
     def __init__(self, variant: str = "paper") -> None:
+        if variant not in self.variants:
+            raise ConfigError(f"ties has no variant {variant!r}; {nearest(variant, self.variants)}")
         self.variant = variant
 
     def rows(self, static: Static, experts: int) -> int:

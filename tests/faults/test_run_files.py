@@ -67,7 +67,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"init": ["absent.json"]}, "cannot read the recipe absent.json"),
     ({"init": ["experts"], "budget": 1}, "a budget of 1 evaluations cannot pay for 2 starting points"),
     ({"objectives": []}, "objectives: expected one or more, got none"),
-    ({"objectives": ["uprigt"]}, "the problem has no objective 'uprigt' of its own; did you mean 'upright'?"),
+    ({"objectives": ["uprigt"]}, "there is no objective 'uprigt' to refer to; did you mean 'upright'?"),
     ({"objectives": ["upright", "upright"]}, "objectives: the name 'upright' stands twice"),
     ({"objectives": [{"task": "image_classification"}]}, "objectives: each needs a name"),
     ({"objectives": [{"name": "a"}]}, "objectives: a: expected a task or a function"),
