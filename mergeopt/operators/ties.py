@@ -89,7 +89,7 @@ class Ties:
             out[1 : count + 1].copy_(tau)
             out[count + 1 :].copy_(_ranks(tau).view(torch.float32))
             return _State(tau.shape[1], count)
-        density = torch.as_tensor(static["density"], dtype=torch.float64)
+        density = torch.as_tensor(static["density"], dtype=torch.float64, device=tau.device)
         trimmed = self._trim(tau, density) if overall is None else torch.where(tau.abs() >= overall.thresholds[:, None], tau, 0.0)
         sign_of_zero = 1.0 if overall is None else overall.sign_of_zero
         if self.variant == "mergekit" or "vote" not in static:
@@ -138,7 +138,7 @@ def _ranks(tau: torch.Tensor) -> torch.Tensor:
     """Return int32 [K, S]: how many elements of the row are larger in magnitude, or equal and of lower index."""
     order = torch.argsort(tau.abs(), dim=1, descending=True, stable=True)
     ranks = torch.empty_like(order, dtype=torch.int32)
-    places = torch.arange(tau.shape[1], dtype=torch.int32).expand_as(order)
+    places = torch.arange(tau.shape[1], dtype=torch.int32, device=tau.device).expand_as(order)
     ranks.scatter_(1, order, places)
     return ranks
 
