@@ -59,8 +59,14 @@ class Layout:
         return sum(segment.end - segment.start for segment in self.segments)
 
     def live_model(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-        """Return a new model in evaluation mode holding the base's weights; counters are the largest of all sources."""
+        """Return a new model in evaluation mode holding the base's weights; counters are the largest of all sources.
+
+        Raises:
+            SourceError: a tensor left as it is in the base holds NaN or infinities (merged ones are checked as they are read).
+        """
         pool = self.pool
+        for name in pool.coverage.excluded:
+            pool.read_base(name)
         model = pool.architecture.load(pool.base, dtype).to(device)
         state = model.state_dict(keep_vars=True)
         for name, reason in pool.coverage.copied.items():

@@ -71,7 +71,7 @@ class Launch:
             return None
         out = _random_folder(run)
         begun = read_header(out) is not None
-        problem = build_problem(run_file, self.root)
+        problem = run.problem
         return optimize(
             problem,
             strategy_from("random"),

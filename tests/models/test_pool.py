@@ -276,6 +276,15 @@ def test_a_weight_that_is_no_number_is_named(vits: Folders, bad: float) -> None:
         Pool(base, {"e0": experts["e0"]}).read_base(HEAD)
 
 
+def test_an_excluded_weight_of_the_base_is_a_number_too(vits: Folders) -> None:
+    """What is left as it is in the base goes into every model made, so NaN there is refused as well."""
+    base, experts = vits
+    edit_weights(base, lambda tensors: tensors[HEAD][0, 0].fill_(float("nan")))
+    layout = Layout(Pool(base, experts, exclude=[r"^classifier\."]))
+    with pytest.raises(SourceError, match=rf"the base .*holds 1 NaN or infinite of 80 values in {HEAD}"):
+        layout.live_model(torch.float32, torch.device("cpu"))
+
+
 def test_a_bare_file_needs_a_module(cnns: Folders) -> None:
     """A safetensors file alone does not say what model it is; the message says what to give."""
     with pytest.raises(SourceError, match=r"give Pool\(module=\.\.\.\)"):
