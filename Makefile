@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test format lint types imports tests clean study-nsga2
+.PHONY: demo test format lint types imports tests clean study-nsga2 study-kinds
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -35,6 +35,9 @@ tests: $(VENV)/.installed-dev
 # Studies take minutes and are not part of `make test`; each rewrites its small result file under studies/results.
 study-nsga2: $(VENV)/.installed
 	$(BIN)/python studies/nsga2_vs_random.py
+
+study-kinds: $(VENV)/.installed
+	$(BIN)/python studies/three_kinds.py
 
 clean:
 	rm -rf $(VENV) .cache .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -10,22 +10,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mergeopt.differentiable import DifferentiableProblem, Weights
     from mergeopt.errors import MergeoptError, UserError
     from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
     from mergeopt.genomes.space import Choice, Float, Int, Simplex, Space
+    from mergeopt.learned import LearnedSet
+    from mergeopt.lineage import Lineage, Step
     from mergeopt.merge_problem import MergeMaterials, MergeProblem
     from mergeopt.models.pool import Pool
     from mergeopt.operators.contract import Param
     from mergeopt.operators.function import merge_operator
-    from mergeopt.problem import Evaluation, Problem, ProblemInfo, Proposal
+    from mergeopt.problem import Evaluation, Members, ModelProblem, Problem, ProblemInfo, Proposal
     from mergeopt.recipe import Recipe
     from mergeopt.registry import load
-    from mergeopt.strategy import Ask, AskState, Budget, Candidate, Result, Status, Strategy, StrategyInfo
+    from mergeopt.strategy import Ask, AskState, Budget, Candidate, Learner, Result, Status, Strategy, StrategyInfo
     from mergeopt.study.export import export_model
     from mergeopt.study.front import Front, FrontPoint
     from mergeopt.study.interrupt import Interrupted
+    from mergeopt.study.learned_front import LearnedFront
     from mergeopt.study.run import Run, optimize
-    from mergeopt.task import Items, Metric, Objective, ObjectiveInfo, Score, Task
+    from mergeopt.task import DifferentiableTask, Items, Metric, Objective, ObjectiveInfo, Predictions, Score, Task
 
 __all__ = [
     "Ask",
@@ -33,6 +37,8 @@ __all__ = [
     "Budget",
     "Candidate",
     "Choice",
+    "DifferentiableProblem",
+    "DifferentiableTask",
     "Evaluation",
     "Float",
     "Front",
@@ -41,14 +47,21 @@ __all__ = [
     "Int",
     "Interrupted",
     "Items",
+    "LearnedFront",
+    "LearnedSet",
+    "Learner",
+    "Lineage",
+    "Members",
     "MergeMaterials",
     "MergeProblem",
     "MergeoptError",
     "Metric",
+    "ModelProblem",
     "Objective",
     "ObjectiveInfo",
     "Param",
     "Pool",
+    "Predictions",
     "Problem",
     "ProblemInfo",
     "Proposal",
@@ -59,11 +72,13 @@ __all__ = [
     "Simplex",
     "Space",
     "Status",
+    "Step",
     "Strategy",
     "StrategyInfo",
     "Task",
     "TaskObjective",
     "UserError",
+    "Weights",
     "export_model",
     "load",
     "merge_operator",
@@ -71,22 +86,26 @@ __all__ = [
 ]
 
 _HOMES = {
+    "differentiable": ("DifferentiableProblem", "Weights"),
     "errors": ("MergeoptError", "UserError"),
     "evaluation.objectives": ("FunctionObjective", "TaskObjective"),
     "genomes.space": ("Choice", "Float", "Int", "Simplex", "Space"),
+    "learned": ("LearnedSet",),
+    "lineage": ("Lineage", "Step"),
     "merge_problem": ("MergeMaterials", "MergeProblem"),
     "models.pool": ("Pool",),
     "operators.contract": ("Param",),
     "operators.function": ("merge_operator",),
-    "problem": ("Evaluation", "Problem", "ProblemInfo", "Proposal"),
+    "problem": ("Evaluation", "Members", "ModelProblem", "Problem", "ProblemInfo", "Proposal"),
     "recipe": ("Recipe",),
     "registry": ("load",),
-    "strategy": ("Ask", "AskState", "Budget", "Candidate", "Result", "Status", "Strategy", "StrategyInfo"),
+    "strategy": ("Ask", "AskState", "Budget", "Candidate", "Learner", "Result", "Status", "Strategy", "StrategyInfo"),
     "study.export": ("export_model",),
     "study.front": ("Front", "FrontPoint"),
     "study.interrupt": ("Interrupted",),
+    "study.learned_front": ("LearnedFront",),
     "study.run": ("Run", "optimize"),
-    "task": ("Items", "Metric", "Objective", "ObjectiveInfo", "Score", "Task"),
+    "task": ("DifferentiableTask", "Items", "Metric", "Objective", "ObjectiveInfo", "Predictions", "Score", "Task"),
 }
 _HOME_OF = {name: home for home, exported in _HOMES.items() for name in exported}
 

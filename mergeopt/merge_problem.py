@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mergeopt.differentiable import DifferentiableProblem
 from mergeopt.errors import ConfigError, nearest
+from mergeopt.evaluation.coefficients import LearnedCoefficients
 from mergeopt.evaluation.device import pick_device, pick_dtype
+from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
+from mergeopt.lineage import Lineage
 from mergeopt.models.checkpoint import HUB_PREFIX
+from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.operators.function import FunctionOperator, OperatorFactory
-from mergeopt.problem import Evaluation, ProblemInfo, Proposal
+from mergeopt.problem import Evaluation, Members, ProblemInfo, Proposal
 from mergeopt.recipe import Argument, Recipe, Source, content_hash, groups_json
 from mergeopt.registry import load
 from mergeopt.task import Objective, Part
@@ -152,7 +157,7 @@ class MergeProblem:
         experts = self.pool.expert_names
         nothing = dict.fromkeys(experts, 0.0)
         base = [Proposal("base", recipe=self._mix("task_arithmetic", nothing))]
-        single = [Proposal(f"expert:{name}", recipe=self._mix("task_arithmetic", nothing | {name: 1.0})) for name in experts]
+        single = [Proposal(f"expert:{name}", recipe=self.alone(name)) for name in experts]
         uniform = [Proposal("uniform", recipe=self._mix("linear", dict.fromkeys(experts, 1.0)))]
         found = {"base": base, "experts": single, "uniform": uniform}
         return [proposal for kind in self._baselines for proposal in found[kind]]
@@ -172,6 +177,50 @@ class MergeProblem:
         raise ConfigError(
             f"init: expected experts, uniform, a recipe file or a run folder, got {kind!r}; {nearest(kind, ['experts', 'uniform'])}"
         )
+
+    def members(self) -> Members:
+        """Return what makes recipes of members that evolved from the experts.
+
+        Raises:
+            ConfigError: there is but one expert.
+        """
+        if len(self.pool.expert_names) < 2:
+            raise ConfigError(f"a population needs two or more experts, got one: {self.pool.expert_names[0]}; add experts")
+        return _Members(self)
+
+    def gradients(self, folder: Path | None) -> DifferentiableProblem:
+        """Return the door to losses and their gradients; making it loads the models.
+
+        Args:
+            folder: where learned sets are kept, by content hash; None to keep them in memory.
+        """
+        return ModelGradients(self.evaluator, self._coefficients_to_learn, self._recipe, self.alone, folder)
+
+    def merged(self) -> Recipe:
+        """Return this problem's merge with equal shares where its weights are searched, and defaults where anything else is.
+
+        Raises:
+            ConfigError: equal shares lie outside the searched range.
+        """
+        shares = dict.fromkeys(self.pool.expert_names, 1.0 / len(self.pool.expert_names))
+        return self.decode(self.coefficients.weighted(shares) if self.coefficients.space.dim else np.empty(0))
+
+    def alone(self, expert: str) -> Recipe:
+        """Return the recipe of one expert as it is."""
+        return self._mix("task_arithmetic", dict.fromkeys(self.pool.expert_names, 0.0) | {expert: 1.0})
+
+    def _coefficients_to_learn(self, operator: str | None, variant: str, groups: object, weight: float | None) -> LearnedCoefficients:
+        rule = self.operator if operator is None else find_operator(operator, variant)
+        if operator is None:
+            arguments, learned = self._midpoint.arguments, self.coefficients.learnable()
+        else:
+            arguments, learned = _defaults(rule), ["weight"]
+        experts = self.pool.expert_names
+        begun = {
+            name: _begun(argument, self.pool.names, groups, weight if name == "weight" else None, experts) if name in learned else argument
+            for name, argument in arguments.items()
+        }
+        return LearnedCoefficients(rule, self.evaluator.values(rule, self._recipe(rule, begun)), learned, experts)
 
     def provenance(self) -> Mapping[str, Any]:
         """What determines the scores (content hashes of models and data, operator, space), where the models are, and how they are run."""
@@ -198,7 +247,9 @@ class MergeProblem:
 
     def memory(self) -> Mapping[str, int]:
         """Predicted bytes: of what the operator prepares, of the candidates, of the live model and of the largest tensor's temporaries."""
-        rows = self.operator.rows({n: None for n, a in self._midpoint.arguments.items() if a.static}, len(self.pool.expert_names))
+        experts = len(self.pool.expert_names)
+        fixed = {name: None for name, argument in self._midpoint.arguments.items() if argument.static}
+        rows = self.operator.rows(fixed, experts) if self.operator.expert_rows is None else experts + 1
         width = torch.empty(0, dtype=self.dtype).element_size()
         model = sum(self.pool.base.spec(name).elements for name in self.pool.base.names) * width
         largest = max(segment.end - segment.start for segment in self.layout.segments)
@@ -232,6 +283,40 @@ class MergeProblem:
 
     def _recipe(self, operator: MergeOperator, arguments: Mapping[str, Argument]) -> Recipe:
         return make_recipe(self.pool, self._sources, operator, arguments, self.dtype)
+
+
+class _Members:
+    """Recipes of members that evolved from a problem's experts."""
+
+    def __init__(self, problem: MergeProblem) -> None:
+        self._problem = problem
+        self.names = problem.pool.expert_names
+
+    def merged(self, lineage: Lineage) -> Recipe:
+        return replace(self._problem.merged(), lineage=_shortest(lineage, tuple(range(len(self.names)))))
+
+    def alone(self, slot: int, lineage: Lineage) -> Recipe:
+        return replace(self._problem.alone(self.names[slot]), lineage=_shortest(lineage, (slot,)))
+
+
+def _shortest(lineage: Lineage, slots: tuple[int, ...]) -> Lineage | None:
+    """Return what some slots need of a lineage, None where that is the experts themselves: equal weights then have equal recipes."""
+    needed = lineage.ancestors(slots)
+    return needed if needed.steps else None
+
+
+def _defaults(operator: MergeOperator) -> dict[str, Argument]:
+    return {param.name: Argument("model", None, {"model": param.default}, static=True) for param in operator.params}
+
+
+def _begun(argument: Argument, names: Sequence[str], groups: object, value: float | None, experts: Sequence[str]) -> Argument:
+    """Return the argument that learning starts from: over other groups, or from another value, where these are given."""
+    if groups is None and value is None and not argument.static:
+        return argument
+    group = grouping(argument.groups if groups is None else groups, names, curve=argument.curve if groups is None else None)
+    first = next(iter(argument.values.values())) if value is None else value
+    each = first if isinstance(first, Mapping) else dict.fromkeys(experts, first)
+    return Argument(group.spec, group.curve, dict.fromkeys(group.knots, each), static=False)
 
 
 Sources = tuple[Source, tuple[Source, ...]]

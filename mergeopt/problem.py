@@ -7,33 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from mergeopt.differentiable import DifferentiableProblem
 from mergeopt.genomes.space import Space
+from mergeopt.lineage import Lineage
 from mergeopt.recipe import Recipe
 from mergeopt.task import ObjectiveInfo, Part, Score
 
-__all__ = ["Evaluation", "ObjectiveInfo", "Part", "Problem", "ProblemInfo", "Proposal", "Score"]
+__all__ = ["Evaluation", "Members", "ModelProblem", "ObjectiveInfo", "Part", "Problem", "ProblemInfo", "Proposal", "Score"]
+
+
+class Members(Protocol):
+    """Makes recipes for strategies that evolve whole models: the members of a population begin as the experts."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members' names, in order of their slots."""
+        ...
+
+    def merged(self, lineage: Lineage) -> Recipe:
+        """Return the problem's merge of the newest versions of all members, with equal shares where its weights are searched."""
+        ...
+
+    def alone(self, slot: int, lineage: Lineage) -> Recipe:
+        """Return the newest version of one member as it is."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemInfo:
-    """A problem, as data: all that a strategy ever sees.
+    """What a strategy sees of a problem: data, and the door to the models that it declared to need.
 
     Args:
         name: for people.
         space: what may vary.
         objectives: in the order of every value vector.
         fingerprint: hash of all that determines what a genome scores (models, data, operator, space, objectives).
+        members: for strategies that need `members`, else None.
+        gradients: for strategies that need `gradients`, else None.
     """
 
     name: str
     space: Space
     objectives: tuple[ObjectiveInfo, ...]
     fingerprint: str
+    members: Members | None = field(default=None, compare=False)
+    gradients: DifferentiableProblem | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,4 +115,21 @@ class Problem(Protocol):
 
     def provenance(self) -> Mapping[str, Any]:
         """Return what a result must name: content hashes of models and data, versions, evaluator settings; JSON-able."""
+        ...
+
+
+@runtime_checkable
+class ModelProblem(Problem, Protocol):
+    """A problem whose candidates are models, for strategies that work on weights or by gradient."""
+
+    def members(self) -> Members:
+        """Return what makes recipes of evolved members."""
+        ...
+
+    def gradients(self, folder: Path | None) -> DifferentiableProblem:
+        """Return the door to losses and their gradients.
+
+        Args:
+            folder: where learned sets are kept, by content hash; None to keep them in memory.
+        """
         ...

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mergeopt.errors import RecipeError
+from mergeopt.lineage import Lineage
 
-__all__ = ["Argument", "Recipe", "Source", "canonical_json", "content_hash", "groups_json", "ordered_json"]
+__all__ = ["LEARNED", "Argument", "Learned", "Recipe", "Source", "canonical_json", "content_hash", "groups_json", "ordered_json"]
 
 FORMAT = 1
+LEARNED = "learned"
+"""Name under which a recipe's learned set may be relocated."""
 
 
 def canonical_json(data: Any) -> str:
@@ -64,6 +67,21 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """A learned set, asked for one preference.
+
+    Args:
+        path: its folder; where it was found, not part of its identity.
+        hash: content hash of the set.
+        preference: share of each objective, non-negative, with sum one.
+    """
+
+    path: str
+    hash: str
+    preference: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A merge, as data.
 
@@ -77,6 +95,8 @@ class Recipe:
         exclude: regexes of tensors left as they are in the base.
         dtype: of the merged weights.
         carry: which source hands on tokenizer, processor, chat template and generation settings, by kind.
+        lineage: how the merged models came to be of the experts, None where they are the experts themselves.
+        learned: what is added to the merge, None for nothing.
     """
 
     base: Source
@@ -88,6 +108,8 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     dtype: str = "float32"
     carry: Mapping[str, str] = field(default_factory=dict)
+    lineage: Lineage | None = None
+    learned: Learned | None = None
 
     @property
     def key(self) -> str:
@@ -95,11 +117,18 @@ class Recipe:
         data = self.to_json()
         for source in [data["base"], *data["experts"]]:
             del source["path"]
+        if self.learned is not None:
+            del data["learned"]["path"]
         del data["carry"]
         return content_hash(data)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON-able data; `from_json` is the way back."""
+        more: dict[str, Any] = {}
+        if self.lineage is not None:
+            more["lineage"] = self.lineage.to_json()
+        if self.learned is not None:
+            more["learned"] = {"path": self.learned.path, "hash": self.learned.hash, "preference": dict(self.learned.preference)}
         return {
             "format": FORMAT,
             "base": _source_json(self.base),
@@ -117,6 +146,7 @@ class Recipe:
             "exclude": list(self.exclude),
             "dtype": self.dtype,
             "carry": dict(self.carry),
+            **more,
         }
 
     @classmethod
@@ -144,7 +174,11 @@ class Recipe:
                 exclude=tuple(_text(pattern) for pattern in data["exclude"]),
                 dtype=_text(data["dtype"]),
                 carry={_text(kind): _text(name) for kind, name in data["carry"].items()},
+                lineage=_lineage(data),
+                learned=_learned(data["learned"]) if "learned" in data else None,
             )
+        except RecipeError:
+            raise
         except KeyError as error:
             raise RecipeError(f"damaged recipe: the key {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
@@ -173,12 +207,14 @@ class Recipe:
         Raises:
             RecipeError: a name is not a source of this recipe.
         """
-        known = [self.base.name, *(source.name for source in self.experts)]
+        known = [self.base.name, *(source.name for source in self.experts), *([] if self.learned is None else [LEARNED])]
         for name in places:
             if name not in known:
                 raise RecipeError(f"the recipe has no source {name!r}; it has {', '.join(known)}")
+        learned = self.learned
         return replace(
             self,
+            learned=None if learned is None else replace(learned, path=places.get(LEARNED, learned.path)),
             base=replace(self.base, path=places.get(self.base.name, self.base.path)),
             experts=tuple(replace(source, path=places.get(source.name, source.path)) for source in self.experts),
         )
@@ -191,6 +227,23 @@ def groups_json(groups: Any) -> Any:
 
 def _groups(data: Any) -> Any:
     return {_text(name): pattern for name, pattern in data} if isinstance(data, list) else data
+
+
+def _lineage(data: Mapping[str, Any]) -> Lineage | None:
+    if "lineage" not in data:
+        return None
+    lineage = Lineage.from_json(data["lineage"])
+    experts = tuple(_text(source["name"]) for source in data["experts"])
+    if lineage.members != experts:
+        raise RecipeError(f"damaged recipe: its lineage is of {', '.join(lineage.members)}, its experts are {', '.join(experts)}")
+    return lineage
+
+
+def _learned(data: Any) -> Learned:
+    preference = {_text(name): float(share) for name, share in data["preference"].items()}
+    if not all(0.0 <= share <= 1.0 for share in preference.values()) or abs(sum(preference.values()) - 1.0) > 1e-6:
+        raise RecipeError(f"damaged recipe: expected a preference of non-negative shares with sum one, got {preference}")
+    return Learned(_text(data["path"]), _text(data["hash"]), preference)
 
 
 def _source_json(source: Source) -> dict[str, Any]:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from mergeopt.problem import ProblemInfo
+from mergeopt.recipe import Recipe
 
-__all__ = ["Ask", "AskState", "Budget", "Candidate", "Result", "Status", "Strategy", "StrategyInfo"]
+__all__ = ["Ask", "AskState", "Budget", "Candidate", "Learner", "Need", "Result", "State", "Status", "Strategy", "StrategyInfo"]
 
 Genome = npt.NDArray[np.float64]
+Need = Literal["members", "gradients"]
+State = Mapping[str, Any]
+"""What a learner has learned: numpy arrays by name, and JSON-able values."""
 
 
 class AskState(enum.Enum):
     """What an `Ask` means for the next turn."""
 
     READY = "ready"  # there are candidates
+    LEARNING = "learning"  # none yet: gradient steps were taken, and there is more to learn
     WAITING = "waiting"  # none until outstanding results are told
     EXHAUSTED = "exhausted"  # the space holds nothing new
     DONE = "done"  # the strategy has finished of itself
@@ -43,9 +48,12 @@ class Budget:
 
     Args:
         evaluations: candidates scored; starting points and failures count, exact duplicates answered from the cache do not.
+        gradient_steps: steps of a strategy that learns by gradient; None where nothing was said. One step takes the gradient of every
+            objective once.
     """
 
     evaluations: int
+    gradient_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,7 @@ class StrategyInfo:
         max_objectives: most objectives it accepts, None for any number.
         constraints: whether it uses `Result.violations`.
         needs_budget: whether `Budget` changes what it proposes (a longer budget is then another search).
+        needs: doors to the models it goes through, of `members` (it proposes recipes of evolved members) and `gradients` (it learns).
     """
 
     name: str
@@ -67,18 +76,21 @@ class StrategyInfo:
     max_objectives: int | None = None
     constraints: bool = False
     needs_budget: bool = False
+    needs: tuple[Need, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A proposal.
+    """A proposal: a point of the space, or a recipe.
 
     Args:
-        genome: point of the unit cube, float64 [d].
+        genome: point of the unit cube, float64 [d]; of length 0, and not looked at, where there is a recipe.
+        recipe: what to make, for strategies that propose models; None where the problem decodes the genome.
         meta: what the strategy wants to find again with the result; JSON-able.
     """
 
-    genome: Genome
+    genome: Genome = field(default_factory=lambda: np.empty(0))
+    recipe: Recipe | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,10 +113,19 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The answer to `Strategy.ask`: candidates, and what the strategy can do next."""
+    """The answer to `Strategy.ask`: candidates, and what the strategy can do next.
+
+    Args:
+        candidates: to be evaluated; none when LEARNING.
+        state: what this means for the next turn.
+        gradient_steps: taken since the last ask; only when LEARNING.
+        warnings: what a user should know about the search, a sentence each; kept with the run and shown.
+    """
 
     candidates: tuple[Candidate, ...]
     state: AskState = AskState.READY
+    gradient_steps: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -127,4 +148,25 @@ class Strategy(Protocol):
 
     def tell(self, results: Sequence[Result]) -> None:
         """Learn from any subset of the outstanding candidates, in any order, and from points it did not ask for."""
+        ...
+
+
+@runtime_checkable
+class Learner(Strategy, Protocol):
+    """A strategy that learns between its proposals, and can be put back to where it was without learning again.
+
+    `ask` learns for about a second at most, then answers LEARNING with the steps it took, so that a run can be stored, shown and stopped
+    meanwhile. How the steps are cut into asks must not change what is learned.
+    """
+
+    def state(self) -> State:
+        """Return all that the next ask depends on; taken right after an ask that answered LEARNING."""
+        ...
+
+    def load_state(self, state: State) -> None:
+        """Go on from a state, on a strategy that was set up the same way; what it was told since its set-up is in the state.
+
+        Raises:
+            StoreError: the state is not one of this strategy.
+        """
         ...

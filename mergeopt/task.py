@@ -9,7 +9,19 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy.typing as npt
 import torch
 
-__all__ = ["Direction", "Items", "Metric", "Objective", "ObjectiveInfo", "Part", "Records", "Score", "Task"]
+__all__ = [
+    "DifferentiableTask",
+    "Direction",
+    "Items",
+    "Metric",
+    "Objective",
+    "ObjectiveInfo",
+    "Part",
+    "Predictions",
+    "Records",
+    "Score",
+    "Task",
+]
 
 Direction = Literal["maximize", "minimize"]
 Part = Literal["search", "report"]
@@ -61,12 +73,41 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What a model says about some items, one row per thing predicted (an image, a token).
+
+    Args:
+        logits: float32 [n, classes], part of the model's graph where gradients are on.
+        labels: what is right, int64 [n].
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+@runtime_checkable
+class DifferentiableTask(Task, Protocol):
+    """A task that classifies, so that losses can be taken of it: cross-entropy, entropy, KL to another model."""
+
+    def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
+        """Run the model over some items of a part as one batch, keeping its graph where gradients are on.
+
+        Args:
+            model: in evaluation mode, on the device.
+            part: which data.
+            items: indices of items, one or more, in any order.
+            device: where the model is.
+        """
+        ...
+
+
 @runtime_checkable
 class Metric(Protocol):
     """Makes one number of per-item records.
 
     A decomposable metric is the mean of a per-item value: it can be raced and its standard error is that of a mean. Any other is a
-    function of all records together; its standard error is bootstrapped.
+    function of all records together; its standard error is bootstrapped or found by the delta method.
     """
 
     name: str
@@ -94,6 +135,8 @@ class ObjectiveInfo:
         worst: value that no sensible candidate falls below, the hypervolume's reference; None when the scale is unknown.
         constraint: bounds (lowest, highest) that a feasible candidate keeps, None where there is no bound.
         decomposable: whether the value is a mean of per-item values.
+        items: how many items of the search part it rests on; None when it is not said.
+        expert: the expert whose head, KL target and own score it refers to; None where there is none.
     """
 
     name: str
@@ -101,6 +144,8 @@ class ObjectiveInfo:
     worst: float | None = None
     constraint: tuple[float | None, float | None] | None = None
     decomposable: bool = True
+    items: int | None = None
+    expert: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -227,6 +227,6 @@ def test_memory_is_predicted(folders: Folders, operator: str) -> None:
     memory = made.memory()
     evaluator = made.evaluator
     (materializer,) = evaluator._materializers.values()
-    assert memory["prepared"] == materializer.arena.bytes
+    assert memory["prepared"] == materializer.rows.untyped_storage().nbytes()
     assert memory["candidates"] == evaluator.arena.bytes
     assert memory["model"] == 4 * sum(p.numel() for p in evaluator.arena.model.parameters())

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeopt.errors import RecipeError
-from mergeopt.recipe import Argument, Recipe, Source, canonical_json, content_hash, ordered_json
+from mergeopt.lineage import Lineage, Step
+from mergeopt.recipe import Argument, Learned, Recipe, Source, canonical_json, content_hash, ordered_json
 
 RECIPE = Recipe(
     base=Source("base", "models/base", "b" * 64),
@@ -28,6 +29,27 @@ RECIPE = Recipe(
     dtype="bfloat16",
     carry={"tokenizer": "zoe"},
 )
+
+
+EVOLVED = replace(RECIPE, lineage=Lineage(("zoe", "ann"), (Step(1, ((0, 0),), 0.5, 1 / 3, 2**63 - 1),)))
+LEARNED = replace(RECIPE, learned=Learned("runs/x/learned/ee", "e" * 64, {"up": 0.25, "down": 0.75}))
+
+
+def test_evolved_and_learned_models_are_recipes_too(tmp_path: Path) -> None:
+    """A lineage and a learned set survive a file, change the key, and but for the set's place nothing of them is left out of it."""
+    for recipe in (EVOLVED, LEARNED, replace(EVOLVED, learned=LEARNED.learned)):
+        file = tmp_path / "recipe.json"
+        file.write_text(canonical_json(recipe.to_json()))
+        assert Recipe.load(file) == recipe
+        assert recipe.key != RECIPE.key
+    moved = LEARNED.relocated({"learned": "/elsewhere"})
+    assert moved.learned is not None
+    assert moved.learned.path == "/elsewhere"
+    assert moved.key == LEARNED.key
+    assert replace(LEARNED, learned=replace(moved.learned, preference={"up": 0.5, "down": 0.5})).key != LEARNED.key
+    assert replace(LEARNED, learned=replace(moved.learned, hash="f" * 64)).key != LEARNED.key
+    assert "lineage" not in RECIPE.to_json()
+    assert "learned" not in RECIPE.to_json()
 
 
 def test_json_leads_back(tmp_path: Path) -> None:
@@ -97,6 +119,12 @@ def test_relocation_knows_its_sources() -> None:
         ({"arguments": {"weight": {"groups": [["a"]], "curve": None, "static": True, "values": {}}}}, "damaged recipe"),
         ({"exclude": [3]}, "expected text, got 3"),
         ({"carry": {"tokenizer": None}}, "expected text, got None"),
+        ({"lineage": Lineage(("ann", "zoe")).to_json()}, "its lineage is of ann, zoe, its experts are zoe, ann"),
+        ({"lineage": None}, "expected a lineage"),
+        ({"lineage": {**EVOLVED.to_json()["lineage"], "steps": [[0, [[1, 4]], 0.5, 0.5, 1, "evolver", "parameter"]]}}, "not been made yet"),
+        ({"learned": {"path": "x", "hash": "y"}}, "the key 'preference' is missing"),
+        ({"learned": {"path": "x", "hash": "y", "preference": {"up": float("nan")}}}, "shares with sum one"),
+        ({"learned": {"path": "x", "hash": "y", "preference": {"up": 0.5}}}, "shares with sum one"),
     ],
 )
 def test_damaged_recipes_are_refused(change: dict[str, Any], message: str) -> None:

@@ -94,7 +94,7 @@ def front(
 
 @app.command()
 def export(
-    folder: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, or of a learned set (RUN/learned/...).", show_default=False)],
     to: Annotated[Path, typer.Option(help="Folder to write the model to.", show_default=False)],
     trial: Annotated[int | None, typer.Option(help="Export this trial.")] = None,
     prefer: Annotated[
@@ -106,7 +106,7 @@ def export(
     best: Annotated[str | None, typer.Option(metavar="B", help="With --where: the objective that decides among those.")] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Export the knee of the front.")] = False,
 ) -> None:
-    """Write one candidate of a run as a model folder, and score it again after reloading."""
+    """Write one candidate of a run, or the model of a learned set for a preference, as a model folder."""
     from mergeopt.cli.models import Choice, export_one
 
     export_one(folder, to, Choice(trial=trial, prefer=prefer, where=tuple(where or ()), best=best, knee=knee))

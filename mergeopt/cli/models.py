@@ -11,6 +11,7 @@ import typer
 from mergeopt.cli.screen import Follow, errors
 from mergeopt.config import RunFile, load_operator
 from mergeopt.errors import ConfigError
+from mergeopt.learned import DESCRIPTION
 from mergeopt.study.export import ExportReport
 from mergeopt.study.front import FrontPoint
 from mergeopt.study.merge import merge_file, merge_recipe
@@ -64,20 +65,28 @@ class Choice:
         if self.trial is not None:
             return run.point(self.trial)
         if self.prefer is not None:
-            return run.front.pick({name: _number("--prefer", name, text) for name, text in pairs([self.prefer], "--prefer").items()})
+            return run.front.pick(_preferences(self.prefer))
         if self.best is not None:
             return run.front.where(self.where, best=self.best)
         return run.front.knee()
 
 
 def export_one(folder: Path, to: Path, choice: Choice) -> None:
-    """Write a candidate of a run as a model folder and say what it scores after reloading.
+    """Write a candidate of a run, or a preference's model of a learned set, as a model folder; say what it scores after reloading.
+
+    Args:
+        folder: of the run, or of the learned set.
+        to: folder to write.
+        choice: which candidate; a learned set knows preferences only.
 
     Raises:
         UserError: there is no such run or candidate, or the folder is taken.
         ExportError: the reloaded model scores something else than what the store says.
     """
     choice.check()
+    if (folder / DESCRIPTION).is_file():
+        typer.echo(_told(_export_learned(folder, to, choice)))
+        return
     run = Run.open(folder)
     point = choice.of(run)
     with Follow(errors()):
@@ -89,6 +98,18 @@ def export_one(folder: Path, to: Path, choice: Choice) -> None:
         typer.echo(f"  {name}  {value:.6g} reloaded, {report.promised[name]:.6g} stored")
     if report.scores:
         typer.echo("  equal bit for bit" if report.exact else "  equal up to rounding")
+
+
+def _export_learned(folder: Path, to: Path, choice: Choice) -> ExportReport:
+    from mergeopt.study.learned_front import LearnedFront
+
+    if choice.prefer is None:
+        raise ConfigError(f"{folder} is a learned set, which has a model for every preference; say which with --prefer A=.7,B=.3")
+    return LearnedFront(folder).export(_preferences(choice.prefer), to)
+
+
+def _preferences(text: str) -> dict[str, float]:
+    return {name: _number("--prefer", name, value) for name, value in pairs([text], "--prefer").items()}
 
 
 def merge_one(file: Path, out: Path, places: Sequence[str], operator: str | None = None) -> None:

@@ -74,8 +74,8 @@ class Follow:
         if self._bar is not None:
             self._draw(self._bar, standing)
             return
-        share = standing.evaluations / standing.budget
-        step = standing.phase == "search" and (share >= self._told + STEP or (share == 1.0 and self._told < 1.0))
+        share = _share(standing)
+        step = standing.phase in ("search", "learning") and (share >= self._told + STEP or (share == 1.0 and self._told < 1.0))
         if standing.phase != self._phase or step:
             self._phase, self._told = standing.phase, share
             self.console.print(_line(standing), highlight=False, soft_wrap=True)
@@ -101,12 +101,28 @@ def _bar(console: Console) -> Progress:
 
 
 def _line(standing: Standing) -> str:
+    if standing.phase == "learning":
+        return f"{standing.phase}: {_steps(standing)}, {standing.seconds:.1f} s"
     if standing.phase != "search":
         return f"{standing.phase} ({standing.seconds:.1f} s)"
     return f"{standing.phase}: {standing.evaluations}/{standing.budget} evaluations, {_detail(standing)}, {standing.seconds:.1f} s"
 
 
+def _share(standing: Standing) -> float:
+    """Return how far the phase has come, from 0 to 1."""
+    if standing.phase == "learning":
+        return standing.gradient_steps / max(1, standing.gradient_budget or 1)
+    return standing.evaluations / standing.budget
+
+
+def _steps(standing: Standing) -> str:
+    of = "" if standing.gradient_budget is None else f"/{standing.gradient_budget}"
+    return f"{standing.gradient_steps}{of} gradient steps"
+
+
 def _detail(standing: Standing) -> str:
+    if standing.phase == "learning":
+        return _steps(standing)
     parts = [] if standing.hypervolume is None else [f"hypervolume {standing.hypervolume:.4f}"]
     parts += [f"{count} {what}" for count, what in ((standing.failed, "failed"), (standing.cached, "repeated")) if count]
     return ", ".join(parts) or "no front yet"

@@ -18,7 +18,7 @@ from mergeopt.report.table import render
 from mergeopt.strategy import Budget
 from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.launch import Launch, cached_random_search, starting_points
-from mergeopt.study.run import Run
+from mergeopt.study.run import Run, opened
 
 __all__ = ["check_run_file", "run_search", "show_front"]
 
@@ -104,9 +104,9 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
     strategy = build_strategy(run_file)
     problem = build_problem(run_file, file.parent)
     points = starting_points(problem, run_file.init, file.parent)
-    strategy.setup(
-        problem.info, seed=run_file.seed, budget=Budget(run_file.budget.evaluations if run_file.budget else 1), batch=run_file.batch
-    )
+    given = run_file.budget
+    budget = Budget(1) if given is None else Budget(given.evaluations, given.gradient_steps)
+    strategy.setup(opened(problem, strategy, None), seed=run_file.seed, budget=budget, batch=run_file.batch)
     seconds = _seconds_per_candidate(problem)
     for line in _description(problem):
         typer.echo(line)
@@ -146,7 +146,7 @@ def _show_ways_on(run: Run, file: Path, picture: Path | None) -> None:
     written = [str(run.folder / "run.db"), *([] if picture is None else [str(picture)])]
     typer.echo(f"\nwritten     {', '.join(written)}")
     typer.echo(f"export      mergeopt export {run.folder} --knee --to merged/")
-    if run.status == "finished":
+    if run.status == "finished" and not run.header["strategy"].get("needs_budget"):
         typer.echo(f"extend      mergeopt run {file} --out {run.folder} --budget {2 * int(run.header['budget'])} --resume")
 
 

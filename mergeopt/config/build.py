@@ -13,6 +13,7 @@ from mergeopt.config.run_file import RunFile, call, named, option_names
 from mergeopt.errors import ConfigError, SourceError, UserError, nearest
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
+from mergeopt.models.carry import KINDS
 from mergeopt.models.pool import Pool
 from mergeopt.operators.function import OperatorFactory
 from mergeopt.problem import Problem
@@ -21,8 +22,8 @@ from mergeopt.task import Objective, Task
 
 __all__ = ["build_operator", "build_pool", "build_problem", "load_operator"]
 
-FUNCTION_KEYS = ("items", "worst")
-OBJECTIVE_KEYS = ("name", "task", "metric", "function", "items", "expert", "direction", "constraint", "worst")
+FUNCTION_KEYS = ("items", "worst", "differentiable")
+OBJECTIVE_KEYS = ("name", "task", "metric", "function", "differentiable", "items", "expert", "direction", "constraint", "worst")
 DIRECTIONS = ("maximize", "minimize")
 
 
@@ -151,8 +152,9 @@ def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Pat
         hint = f"unknown key {unknown!r}; {nearest(str(unknown), OBJECTIVE_KEYS)}" if unknown else "expected a task or a function"
         raise ConfigError(f"{where}: {hint}")
     _refuse(entry, FUNCTION_KEYS, where, "a function, not of a metric on a task")
-    metric = call(load("metrics", str(entry.get("metric", "accuracy"))), {}, f"{where}: metric")
-    return TaskObjective(name, _task(entry, root, pool, where), metric, direction=entry.get("direction"), constraint=constraint)
+    task = _task(entry, root, pool, where)
+    metric = call(load("metrics", str(entry.get("metric", getattr(task, "default_metric", "accuracy")))), {}, f"{where}: metric")
+    return TaskObjective(name, task, metric, direction=entry.get("direction"), constraint=constraint, expert=entry.get("expert"))
 
 
 def _function(
@@ -175,7 +177,17 @@ def _function(
     if "worst" in entry:
         _number(entry["worst"], f"{where}: worst")
     function = load_function(str(entry["function"]), root)
-    return FunctionObjective(name, function, items=task, direction=entry["direction"], constraint=constraint, worst=entry.get("worst"))
+    loss: Any = load_function(str(entry["differentiable"]), root) if "differentiable" in entry else None
+    return FunctionObjective(
+        name,
+        function,
+        items=task,
+        direction=entry["direction"],
+        constraint=constraint,
+        worst=entry.get("worst"),
+        differentiable=loss,
+        expert=entry.get("expert"),
+    )
 
 
 def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
@@ -196,6 +208,11 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
         options["processor"] = _place(options["processor"], root)
     elif "preprocess" not in options and processor is not None and "processor" in inspect.signature(factory).parameters:
         options["processor"] = str(processor.parent)  # the one that is handed on with the model
+    tokenizer = next((path for name, path in pool.carry.files.items() if name in KINDS["tokenizer"]), None)
+    if isinstance(options.get("tokenizer"), str) and (root / options["tokenizer"]).is_dir():  # else a name of the task's own, or hf://
+        options["tokenizer"] = str(root / options["tokenizer"])
+    elif "tokenizer" not in options and tokenizer is not None and "tokenizer" in inspect.signature(factory).parameters:
+        options["tokenizer"] = str(tokenizer.parent)  # the one that is handed on with the model
     try:
         task: Task = call(factory, options, f"task {entry['task']!r}")
     except UserError as error:

@@ -73,6 +73,7 @@ class Budgeted(_Section):
     """Section `budget`: what the search may spend."""
 
     evaluations: int = Field(gt=0)
+    gradient_steps: int | None = Field(default=None, ge=0)
 
 
 class RunFile(_Section):
@@ -98,7 +99,7 @@ class RunFile(_Section):
     @classmethod
     def _plain_budget(cls, value: Any) -> Any:
         if isinstance(value, bool) or not (value is None or isinstance(value, int | dict | Budgeted)):
-            raise ValueError(f"expected a whole number of evaluations, or {{evaluations: N}}, got {value!r}")
+            raise ValueError(f"expected a whole number of evaluations, or {{evaluations: N, gradient_steps: M}}, got {value!r}")
         return {"evaluations": value} if isinstance(value, int) else value
 
     @field_validator("experts", mode="before")
@@ -137,7 +138,10 @@ class RunFile(_Section):
             ConfigError: the file is missing, is no YAML, or says something it may not; the message names file and key.
         """
         data = read_yaml(path)
-        data |= {key: value for key, value in (overrides or {}).items() if value is not None}
+        given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        if isinstance(given.get("budget"), int) and isinstance(data.get("budget"), dict):
+            given["budget"] = {**data["budget"], "evaluations": given["budget"]}  # gradient steps stay what the file says
+        data |= given
         return cls.parse(data, str(path))
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mergeopt.models.layout import Layout
+from mergeopt.models.layout import Layout, Segment
 
 __all__ = ["CandidateArena", "DeltaArena"]
 
@@ -56,6 +56,11 @@ class CandidateArena:
         """Size of the buffer; the live model adds only tensors that are not merged."""
         return self.rows.numel() * self.rows.element_size()
 
+    def parameters(self) -> list[tuple[torch.nn.Parameter, Segment]]:
+        """Return the live model's merged parameters with their places in a row; merged buffers have no gradient and are left out."""
+        pairs = zip(self._homes, self.layout.segments, strict=True)
+        return [(home.parameter, segment) for home, segment in pairs if home.parameter is not None]
+
     def bind(self, candidate: int) -> torch.nn.Module:
         """Return the live model with the weights of one row."""
         for home, view in zip(self._homes, self._views[candidate], strict=True):
@@ -67,7 +72,7 @@ class _Home:
     """The place of one tensor in a module: a parameter, whose data is replaced (tied uses follow), or a buffer."""
 
     def __init__(self, parameter: torch.nn.Parameter | None, owners: list[tuple[torch.nn.Module, str]]) -> None:
-        self._parameter = parameter
+        self.parameter = parameter
         self._owners = owners
 
     @classmethod
@@ -78,7 +83,7 @@ class _Home:
         return cls(parameter, []) if parameter is not None else cls(None, [(owner, leaf)])
 
     def hold(self, view: torch.Tensor) -> None:
-        if self._parameter is not None:
-            self._parameter.data = view
+        if self.parameter is not None:
+            self.parameter.data = view
         for owner, leaf in self._owners:
             owner._buffers[leaf] = view

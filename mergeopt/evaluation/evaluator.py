@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mergeopt.errors import CandidateError, RecipeError
-from mergeopt.evaluation.arena import CandidateArena
-from mergeopt.evaluation.materialize import Materializer, Values, stream
+from mergeopt.evaluation.arena import CandidateArena, DeltaArena
+from mergeopt.evaluation.materialize import Materializer, Stack, Values, stream
+from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.genomes.coefficients import parameter_values
+from mergeopt.learned import LearnedSet
+from mergeopt.lineage import Lineage
 from mergeopt.models.groups import Grouping, grouping
-from mergeopt.models.layout import Layout
+from mergeopt.models.layout import Layout, Segment
 from mergeopt.operators.contract import MergeOperator
-from mergeopt.recipe import Argument, Recipe
+from mergeopt.recipe import LEARNED, Argument, Learned, Recipe
 from mergeopt.task import Objective, Part, Score
 
-__all__ = ["Evaluator", "Outcome", "recipe_values"]
+__all__ = ["Evaluator", "Outcome", "corrections", "open_learned", "recipe_values"]
 
 FindOperator = Callable[[str, str], MergeOperator]
 """Returns the operator of a name and variant."""
@@ -39,8 +43,9 @@ class Outcome:
 class Evaluator:
     """One live model, the arenas behind it, and the objectives it is scored by.
 
-    The first recipe of each kind (operator, variant, fixed values, groups) that is asked for by `prepare` gets an arena of its own; any
-    other recipe over the same sources is made tensor by tensor, to the same bits.
+    Recipes like those that `prepare` was asked for are made from an arena: base and experts as they are, which all operators that work
+    on these share, or what their operator prepared. Members that evolved from the experts take the experts' places there. Any other
+    recipe over the same sources is made tensor by tensor, to the same bits.
 
     Args:
         layout: what is made.
@@ -70,7 +75,10 @@ class Evaluator:
         self.dtype, self.device = dtype, device or torch.device("cpu")
         self.threads = pick_threads(threads, layout.elements)
         self.arena = CandidateArena(batch, layout, dtype, self.device)
+        self._sources: torch.Tensor | None = None  # base and experts (or members in their places), [K + 1, P]
+        self._population: Population | None = None
         self._materializers: dict[str, Materializer] = {}
+        self._learned: dict[str, LearnedSet] = {}
         self._groupings: dict[str, Grouping] = {}
         for objective in self.objectives:
             objective.check(self.arena.model)
@@ -89,13 +97,28 @@ class Evaluator:
             "attention": getattr(getattr(self.arena.model, "config", None), "_attn_implementation", None),
         }
 
-    def prepare(self, recipe: Recipe) -> None:
-        """Give recipes of this kind an arena; the others of the search will have it too."""
-        kind = _kind(recipe)
-        if kind not in self._materializers:
-            operator = self.find_operator(recipe.operator, recipe.variant)
-            with computing_threads(self.threads):
-                self._materializers[kind] = Materializer(self.layout, operator, self._values(operator, recipe), self.device)
+    def prepare(self, recipe: Recipe) -> Materializer:
+        """Give recipes with this operator and these fixed values an arena, and return what makes them there."""
+        operator = self.find_operator(recipe.operator, recipe.variant)
+        with computing_threads(self.threads):
+            if operator.expert_rows is not None and self._sources is None:
+                self._sources = source_rows(self.layout, self.device)
+            found = self._materializer(operator, recipe)
+            if found is None:
+                found = Materializer(self.layout, operator, self.values(operator, recipe), self.device)
+                self._materializers[_prepared(recipe)] = found
+        return found
+
+    def experts(self, lineage: Lineage | None = None) -> torch.Tensor:
+        """Return base and experts, or the members of a lineage in their places, [K + 1, P]; valid until anything else is made."""
+        if self._sources is None:
+            self._sources = source_rows(self.layout, self.device)
+        self._hold(lineage)
+        return self._sources
+
+    def keep(self, learned: LearnedSet) -> None:
+        """Know a learned set by its content hash, so that recipes can ask it."""
+        self._learned[learned.hash] = learned
 
     def evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
         """Make and score recipes in order, yielding each outcome as soon as it is known."""
@@ -133,33 +156,140 @@ class Evaluator:
         kinds: dict[str, list[int]] = {}
         for index, recipe in enumerate(recipes):
             kinds.setdefault(_kind(recipe), []).append(index)
-        for kind, indices in kinds.items():
-            operator = self.find_operator(recipes[indices[0]].operator, recipes[indices[0]].variant)
-            values = [self._values(operator, recipes[index]) for index in indices]
+        for indices in kinds.values():
             with computing_threads(self.threads):
-                if kind in self._materializers and indices == list(range(indices[0], indices[0] + len(indices))):
-                    found = self._materializers[kind](values, self.arena.rows[indices[0] : indices[0] + len(indices)])
-                else:
-                    found = [self._stream(operator, one, index) for index, one in zip(indices, values, strict=True)]
+                found = self._made([recipes[index] for index in indices], indices)
             for index, error in zip(indices, found, strict=True):
                 errors[index] = error or self._overflow(index)
         return errors
+
+    def _made(self, recipes: Sequence[Recipe], rows: Sequence[int]) -> Sequence[str | None]:
+        """Make recipes of one kind in some rows of the arena; return what is wrong with each."""
+        first = recipes[0]
+        operator = self.find_operator(first.operator, first.variant)
+        materializer = self._materializer(operator, first)
+        values = [self.values(operator, recipe) for recipe in recipes]
+        neighbours = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+        if materializer is None or not neighbours or (first.learned is not None and self.dtype != torch.float32):
+            return [self._stream(operator, recipe, one, row) for recipe, one, row in zip(recipes, values, rows, strict=True)]
+        if operator.expert_rows is not None:
+            self._hold(first.lineage)
+        out = self.arena.rows[rows[0] : rows[0] + len(rows)]
+        errors = materializer(values, out)
+        for recipe, row in zip(recipes, out, strict=True):
+            for segment, correction in self._corrections(recipe):
+                row[segment.start : segment.end].add_(correction.reshape(-1))
+        return errors
+
+    def _materializer(self, operator: MergeOperator, recipe: Recipe) -> Materializer | None:
+        """Return what makes recipes like this one from an arena, None where they are made tensor by tensor."""
+        key = _prepared(recipe)
+        if operator.expert_rows is None:
+            return self._materializers.get(key) if recipe.lineage is None else None
+        if key not in self._materializers and self._sources is not None:
+            self._materializers[key] = Materializer(self.layout, operator, {}, self.device, self._sources)
+        return self._materializers.get(key)
+
+    def _hold(self, lineage: Lineage | None) -> None:
+        """Have the members of a lineage in the experts' rows; None for the experts themselves."""
+        if self._population is None and lineage is None:
+            return
+        if self._population is None:
+            experts = len(self.layout.pool.expert_names)
+            if self._sources is None:
+                rows = torch.empty((experts, self.layout.size), dtype=torch.float32, device=self.device)
+                self._population = Population(self.layout, rows, self.device)
+            else:
+                self._population = Population(self.layout, self._sources[1:], self.device)
+        self._population.hold(lineage or Lineage(self.layout.pool.expert_names))
+
+    def _corrections(self, recipe: Recipe) -> Iterator[tuple[Segment, torch.Tensor]]:
+        """Yield what a learned set adds to a recipe's merge, by tensor, float32 [*shape]."""
+        if recipe.learned is not None:
+            yield from corrections(self.layout, self._asked(recipe.learned), recipe.learned, self.device)
+
+    def _asked(self, learned: Learned) -> LearnedSet:
+        if learned.hash not in self._learned:
+            self._learned[learned.hash] = open_learned(learned)
+        return self._learned[learned.hash]
 
     def _overflow(self, row: int) -> str | None:
         """Say so when weights that are finite in float32 are not in float16, whose largest number is 65504."""
         fine = self.dtype != torch.float16 or bool(torch.isfinite(self.arena.rows[row]).all())
         return None if fine else "its weights overflow float16; use bfloat16 or float32"
 
-    def _stream(self, operator: MergeOperator, values: Values, row: int) -> str | None:
+    def _stream(self, operator: MergeOperator, recipe: Recipe, values: Values, row: int) -> str | None:
+        added = dict(self._corrections(recipe))
         try:
-            for segment, tensor in stream(self.layout, operator, values, self.device):
-                self.arena.rows[row, segment.start : segment.end] = tensor.reshape(-1).to(self.dtype)
+            for segment, tensor in stream(self.layout, operator, values, self.device, self._stack(recipe)):
+                made = tensor + added[segment] if segment in added else tensor
+                self.arena.rows[row, segment.start : segment.end] = made.reshape(-1).to(self.dtype)
         except CandidateError as error:
             return str(error)
         return None
 
-    def _values(self, operator: MergeOperator, recipe: Recipe) -> Values:
+    def _stack(self, recipe: Recipe) -> Stack | None:
+        """Return what gives the members of a recipe's lineage, None for the experts as they are on disk."""
+        if recipe.lineage is None:
+            return None
+        self._hold(recipe.lineage)
+        members = self._population.rows if self._population is not None else torch.empty(0)
+        return lambda segment: members[:, segment.start : segment.end].view(len(members), *segment.shape)
+
+    def values(self, operator: MergeOperator, recipe: Recipe) -> Values:
+        """Return the parameter values of a recipe.
+
+        Raises:
+            RecipeError: the recipe does not fit the operator or the model.
+        """
         return recipe_values(operator, recipe, self.layout, self._groupings)
+
+
+def source_rows(layout: Layout, device: torch.device) -> torch.Tensor:
+    """Return base and experts as they are, [K + 1, P] float32."""
+    rows = DeltaArena(1 + len(layout.pool.expert_names), layout, device).rows
+    for segment in layout.segments:
+        rows[0, segment.start : segment.end] = layout.pool.read_base(segment.name, device).reshape(-1)
+        rows[1:, segment.start : segment.end] = layout.pool.stack(segment.name, device).reshape(len(rows) - 1, -1)
+    return rows
+
+
+def open_learned(learned: Learned) -> LearnedSet:
+    """Load the learned set of a recipe.
+
+    Raises:
+        RecipeError: it is not there, is damaged, or is another one than the recipe's.
+    """
+    found = LearnedSet.load(Path(learned.path))
+    if found.hash != learned.hash:
+        raise RecipeError(
+            f"{learned.path} is not the learned set this recipe was made with: content hash {found.hash[:12]}..., the recipe says "
+            f"{learned.hash[:12]}...; name the right one with --map {LEARNED}=PATH"
+        )
+    return found
+
+
+def corrections(
+    layout: Layout, learned: LearnedSet, asked: Learned, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Segment, torch.Tensor]]:
+    """Yield what a learned set adds for a preference, by tensor, float32 [*shape].
+
+    Raises:
+        RecipeError: the set corrects a tensor that is not merged here, or of another shape.
+    """
+    segments = {segment.name: segment for segment in layout.segments}
+    preference = learned.check_preference(asked.preference)
+    for name in learned.targets:
+        with torch.no_grad():
+            correction = learned.delta(name, preference).to(device)
+        segment = segments.get(name)
+        if segment is None or segment.shape != tuple(correction.shape):
+            there = "none" if segment is None else str(list(segment.shape))
+            raise RecipeError(
+                f"the learned set corrects {name} of shape {list(correction.shape)}, the model's merged tensors hold {there}; give the "
+                "models it was learned for"
+            )
+        yield segment, correction
 
 
 def recipe_values(operator: MergeOperator, recipe: Recipe, layout: Layout, known: dict[str, Grouping]) -> Values:
@@ -197,9 +327,13 @@ def _grouping_key(argument: Argument) -> str:
 
 
 def _kind(recipe: Recipe) -> str:
-    """What recipes must share to be made by one prepared operator."""
-    arguments = [
-        [name, argument.static, _grouping_key(argument), argument.values if argument.static else None]
-        for name, argument in recipe.arguments.items()
-    ]
-    return json.dumps([recipe.operator, recipe.operator_version, recipe.variant, arguments], sort_keys=True)
+    """What recipes must share to be made together: the operator, what is fixed, the groupings, the members, and whether more is added."""
+    lineage = None if recipe.lineage is None else recipe.lineage.to_json()
+    groups = [[name, _grouping_key(argument)] for name, argument in recipe.arguments.items()]
+    return json.dumps([_prepared(recipe), groups, lineage, recipe.learned is not None])
+
+
+def _prepared(recipe: Recipe) -> str:
+    """What recipes must share to be made of the same prepared rows: the operator and what is fixed."""
+    fixed = [[name, _grouping_key(argument), argument.values] for name, argument in recipe.arguments.items() if argument.static]
+    return json.dumps([recipe.operator, recipe.operator_version, recipe.variant, fixed], sort_keys=True)

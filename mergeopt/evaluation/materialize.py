@@ -6,6 +6,7 @@ tensor. Tests hold this.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ from mergeopt.evaluation.arena import DeltaArena
 from mergeopt.genomes.coefficients import ParameterValues
 from mergeopt.models.layout import Layout, Segment
 from mergeopt.operators.contract import Arguments, Dense, Linear, MergeOperator, Plan, Static, check_plan
+from mergeopt.recipe import groups_json
 
-__all__ = ["CHUNK", "Materializer", "stream"]
+__all__ = ["CHUNK", "Cell", "Materializer", "Run", "Stack", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
 ELEMENTS = 1 << 20  # elements per call of an elementwise rule, to bound its temporaries
@@ -27,15 +29,20 @@ WIDE = 4  # rows beyond which a product with one candidate may sum in another or
 
 Values = Mapping[str, ParameterValues]
 """The parameter values of one candidate, by name."""
+Stack = Callable[[Segment], torch.Tensor]
+"""Gives what is merged for one tensor, float32 [K, *shape]: the experts, or members that evolved from them."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """Neighbouring tensors that share plans: elements [start, end) of a row, and a tensor to look parameter values up at."""
 
     start: int
     end: int
     tensor: int
+
+
+Cell = tuple[Hashable, list[Run]]
 
 
 class Materializer:
@@ -44,55 +51,79 @@ class Materializer:
     Args:
         layout: what is made.
         operator: the rule.
-        like: parameter values of any candidate to be made: gives the groupings and the fixed values.
+        like: parameter values of any candidate to be made: gives the fixed values.
         device: where candidates are made.
+        sources: base and experts as they are, [K + 1, P] float32; given for an operator whose rows are these (`expert_rows`), nothing is
+            prepared, and a row that changes later changes what is made.
     """
 
-    def __init__(self, layout: Layout, operator: MergeOperator, like: Values, device: torch.device) -> None:
+    def __init__(
+        self, layout: Layout, operator: MergeOperator, like: Values, device: torch.device, sources: torch.Tensor | None = None
+    ) -> None:
         self.layout, self.operator, self.device = layout, operator, device
+        self._states: list[Hashable] = [None] * len(layout.segments)
+        self._known: dict[str, list[Cell]] = {}
+        if sources is not None:
+            self.rows = sources[1 - (operator.expert_rows or 0) :]
+            return
         fixed = _Fixed(like)
-        self.arena = DeltaArena(operator.rows(fixed.at(0), len(layout.pool.expert_names)), layout, device)
-        overall = _overall(layout, operator, fixed, device)
-        states: list[Hashable] = []
+        self.rows = DeltaArena(operator.rows(fixed.at(0), len(layout.pool.expert_names)), layout, device).rows
+        overall = _overall(layout, operator, fixed, device, _from_pool(layout, device))
         for index, segment in enumerate(layout.segments):
             base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
-            out = self.arena.rows[:, segment.start : segment.end]
-            states.append(operator.prepare(base, experts, fixed.at(index), overall, out))
-        self._cells = _cells(layout.segments, states, like)
+            out = self.rows[:, segment.start : segment.end]
+            self._states[index] = operator.prepare(base, experts, fixed.at(index), overall, out)
 
     def __call__(self, candidates: Sequence[Values], out: torch.Tensor) -> list[str | None]:
         """Write the weights of n candidates into rows [n, P] and return what is wrong with each, None where nothing is.
 
         Args:
-            candidates: parameter values, with the groupings and fixed values this was prepared for.
+            candidates: parameter values of equal groupings, with the fixed values this was prepared for.
             out: rows of a candidate arena, any float dtype.
         """
         errors: list[str | None] = [None] * len(candidates)
+        cells = self.cells(candidates[0])
         for start in range(0, len(candidates), CHUNK):
             for indices, arguments_at in _alike(candidates[start : start + CHUNK], self.device):
                 rows = [start + index for index in indices]
-                for state, runs in self._cells:
+                for state, runs in cells:
                     plan = self.operator.lower(state, arguments_at(runs[0].tensor))
-                    check_plan(plan, len(rows), len(self.arena.rows), self.operator.name)
+                    check_plan(plan, len(rows), len(self.rows), self.operator.name)
                     _note(plan, rows, errors)
                     for run in runs:
-                        _execute(plan, self.arena.rows[:, run.start : run.end], out, rows, run.start, errors)
+                        _execute(plan, self.rows[:, run.start : run.end], out, rows, run.start, errors)
         return errors
 
+    def cells(self, like: Values) -> list[Cell]:
+        """Return the tensors that share plans for candidates with these groupings: the state `prepare` left, and where they lie."""
+        key = json.dumps([[name, groups_json(v.grouping.spec), v.grouping.curve] for name, v in like.items()])
+        if key not in self._known:
+            self._known[key] = _cells(self.layout.segments, self._states, like)
+        return self._known[key]
 
-def stream(layout: Layout, operator: MergeOperator, values: Values, device: torch.device) -> Iterator[tuple[Segment, torch.Tensor]]:
+
+def stream(
+    layout: Layout, operator: MergeOperator, values: Values, device: torch.device, stack: Stack | None = None
+) -> Iterator[tuple[Segment, torch.Tensor]]:
     """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape].
 
     Memory: one tensor times its rows.
 
+    Args:
+        layout: what is made.
+        operator: the rule.
+        values: of its parameters.
+        device: where it is made.
+        stack: gives what is merged; None for the experts.
+
     Raises:
         CandidateError: it cannot be made.
     """
-    fixed = _Fixed(values)
-    overall = _overall(layout, operator, fixed, device)
+    fixed, stacked = _Fixed(values), stack or _from_pool(layout, device)
+    overall = _overall(layout, operator, fixed, device, stacked)
     (_, arguments_at) = _alike([values], device)[0]
     for index, segment in enumerate(layout.segments):
-        base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
+        base, experts = layout.pool.read_base(segment.name, device), stacked(segment)
         rows = torch.zeros((operator.rows(fixed.at(index), len(experts)), base.numel()), dtype=torch.float32, device=device)
         state = operator.prepare(base, experts, fixed.at(index), overall, rows)
         plan = operator.lower(state, arguments_at(index))
@@ -116,28 +147,31 @@ class _Fixed:
         return {name: value if kind == "choice" else value[tensor] for name, (kind, value) in self._spread.items()}
 
 
-def _overall(layout: Layout, operator: MergeOperator, fixed: _Fixed, device: torch.device) -> Any:
+def _from_pool(layout: Layout, device: torch.device) -> Stack:
+    return lambda segment: layout.pool.stack(segment.name, device)
+
+
+def _overall(layout: Layout, operator: MergeOperator, fixed: _Fixed, device: torch.device, stack: Stack) -> Any:
     surveys: list[Any] = []
     for index, segment in enumerate(layout.segments):
         if index and surveys[0] is None:
             return None  # the rule works tensor by tensor
-        base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
-        surveys.append(operator.survey(base, experts, fixed.at(index)))
+        surveys.append(operator.survey(layout.pool.read_base(segment.name, device), stack(segment), fixed.at(index)))
     return operator.finish(surveys)
 
 
-def _cells(segments: Sequence[Segment], states: Sequence[Hashable], like: Values) -> list[tuple[Hashable, list[_Run]]]:
+def _cells(segments: Sequence[Segment], states: Sequence[Hashable], like: Values) -> list[Cell]:
     """Group tensors with equal states and equal places in every grouping; neighbours become one run."""
     places = [v.grouping.weights for v in like.values() if v.param.kind != "choice"]
-    cells: dict[tuple[Hashable, tuple[bytes, ...]], list[_Run]] = {}
+    cells: dict[tuple[Hashable, tuple[bytes, ...]], list[Run]] = {}
     last: object = None
     for index, (segment, state) in enumerate(zip(segments, states, strict=True)):
         key = (state, tuple(weights[index].tobytes() for weights in places))
         runs = cells.setdefault(key, [])
         if runs and key == last and state is None:
-            runs[-1] = _Run(runs[-1].start, segment.end, runs[-1].tensor)
+            runs[-1] = Run(runs[-1].start, segment.end, runs[-1].tensor)
         else:
-            runs.append(_Run(segment.start, segment.end, index))
+            runs.append(Run(segment.start, segment.end, index))
         last = key
     return [(state, runs) for (state, _), runs in cells.items()]
 

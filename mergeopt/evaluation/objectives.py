@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -19,9 +19,11 @@ import torch
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
 from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records, Score, Task
 
-__all__ = ["Constraint", "FunctionObjective", "ObjectiveFunction", "TaskObjective", "load_function"]
+__all__ = ["Constraint", "FunctionObjective", "LossFunction", "ObjectiveFunction", "TaskObjective", "load_function"]
 
 Constraint = tuple[float | None, float | None]
+LossFunction = Callable[[torch.nn.Module, Sequence[Mapping[str, Any]] | None, torch.device], torch.Tensor]
+"""Takes a live model, some items (None without a task) and the device; returns a 0-d tensor to be minimised, with its graph."""
 ObjectiveFunction = Callable[[torch.nn.Module, Items | None, torch.device], Any]
 """Takes a live model, the items of the part asked for (None without a task) and the device; returns a number, or one number per item."""
 
@@ -35,19 +37,34 @@ class TaskObjective:
         metric: makes a number of the records.
         direction: which way is better, None for the metric's own.
         constraint: bounds (lowest, highest) of a feasible candidate, None where there is no bound.
+        expert: the expert it belongs to, whose predictions and weights its losses may refer to; None for none.
 
     Raises:
         ConfigError: direction or constraint is malformed.
     """
 
     def __init__(
-        self, name: str, task: Task, metric: Metric, *, direction: Direction | None = None, constraint: Constraint | None = None
+        self,
+        name: str,
+        task: Task,
+        metric: Metric,
+        *,
+        direction: Direction | None = None,
+        constraint: Constraint | None = None,
+        expert: str | None = None,
     ) -> None:
         way = _direction(name, direction or metric.direction)
-        worst = metric.worst if way == metric.direction else None
         self.task = task
         self.metric = metric
-        self._info = ObjectiveInfo(name, way, worst=worst, constraint=_constraint(name, constraint), decomposable=metric.decomposable)
+        self._info = ObjectiveInfo(
+            name,
+            way,
+            worst=metric.worst if way == metric.direction else None,
+            constraint=_constraint(name, constraint),
+            decomposable=metric.decomposable,
+            items=len(task.items("search")),
+            expert=expert,
+        )
 
     @property
     def info(self) -> ObjectiveInfo:
@@ -114,9 +131,12 @@ class FunctionObjective:
         constraint: bounds (lowest, highest) of a feasible candidate, None where there is no bound.
         worst: value that no sensible candidate falls below (or above, minimising), None when the scale is unknown.
         source: what identifies the function's code besides its name; None for a hash of the file that defines it.
+        differentiable: a loss to be minimised by strategies that learn by gradient, called as `differentiable(model, items, device)` with
+            a list of items; None where there is none.
+        expert: the expert it belongs to, whose weights a loss may refer to; None for none.
 
     Raises:
-        ConfigError: the function cannot be called with three arguments, or direction or constraint is malformed.
+        ConfigError: a function cannot be called with three arguments, or direction or constraint is malformed.
     """
 
     def __init__(
@@ -129,15 +149,26 @@ class FunctionObjective:
         constraint: Constraint | None = None,
         worst: float | None = None,
         source: str | None = None,
+        differentiable: LossFunction | None = None,
+        expert: str | None = None,
     ) -> None:
         _check_call(name, function)
+        if differentiable is not None:
+            _check_call(name, differentiable)
         self.function = function
+        self.differentiable = differentiable
         self.task = items
         self._trusted = False  # until it was seen to leave a model alone
         self.source = source if source is not None else _source_hash(function)
         # a function sees a whole part at once, so it cannot be measured on a few items first
         self._info = ObjectiveInfo(
-            name, _direction(name, direction), worst=worst, constraint=_constraint(name, constraint), decomposable=False
+            name,
+            _direction(name, direction),
+            worst=worst,
+            constraint=_constraint(name, constraint),
+            decomposable=False,
+            items=None if items is None else len(items.items("search")),
+            expert=expert,
         )
 
     @property

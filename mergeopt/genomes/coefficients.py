@@ -129,6 +129,24 @@ class CoefficientSpace:
                         raise ConfigError(f"weight: {expert or 'it'} is fixed at {cell}, the starting point needs {wanted}")
         return self.space.encode({name: self._inside(name, value) for name, value in values.items()})
 
+    def learnable(self) -> list[str]:
+        """Return the parameters that are searched, for those who learn them by gradient, a number for every group and expert.
+
+        Raises:
+            ConfigError: nothing is searched, or a parameter is searched under a condition that a gradient step would not keep.
+        """
+        found = [slot for slot in self._slots if slot.dimensions]
+        for slot in found:
+            free = len(slot.dimensions) == sum(len(row) for row in slot.cells) and all(isinstance(d, Float) for d in slot.dimensions)
+            if not free:
+                raise ConfigError(
+                    f"{slot.param.name}: ties, simplexes, choices, whole numbers and values fixed for some experts cannot be learned by "
+                    "gradient; give it a plain range (low, high)"
+                )
+        if not found:
+            raise ConfigError("no parameter is searched, so there is nothing to learn; give one a range (low, high)")
+        return [slot.param.name for slot in found]
+
     def describe(self) -> list[str]:
         """Return a line for people per parameter: its fixed value, or what is searched and over which groups."""
         lines = []

@@ -18,6 +18,8 @@ from mergeopt.models.checkpoint import Checkpoint
 __all__ = ["Coverage", "Pool"]
 
 COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
+RESERVED = ("base", "learned")
+"""Names of a recipe's other sources."""
 STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
 HARMLESS = re.compile(
     r"_name_or_path|transformers_version|dtype|label|dropout|_drop|drop_|initializer|use_cache|problem_type|task_specific|gradient|"
@@ -201,8 +203,9 @@ def _named(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str
             raise ConfigError(f"experts: two of {[str(path) for path in experts]} end in the same name; give them names (name: path)")
     if not named:
         raise ConfigError("experts: expected one or more models, got none")
-    if "base" in named:
-        raise ConfigError("experts: the name 'base' is taken by the base model; call the expert something else")
+    for name in RESERVED:
+        if name in named:
+            raise ConfigError(f"experts: the name {name!r} is taken; call the expert something else")
     return named
 
 

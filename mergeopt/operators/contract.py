@@ -206,6 +206,14 @@ class MergeOperator(Protocol):
         """What it needs."""
         ...
 
+    @property
+    def expert_rows(self) -> int | None:
+        """Where the rows of the experts begin, when `prepare` writes the experts themselves, in order; None when it writes anything else.
+
+        A member of a population that changes then changes one row, and nothing is prepared again.
+        """
+        ...
+
     def rows(self, static: Static, experts: int) -> int:
         """Return R, how many arena rows the rule needs for K experts."""
         ...

@@ -30,6 +30,7 @@ class FunctionOperator:
 
     variants = ("paper",)
     requires = Requires()
+    expert_rows = None
 
     def __init__(self, name: str, function: MergeFunction, params: tuple[Param, ...], version: int, variant: str = "paper") -> None:
         self.name, self.function, self.params, self.version, self.variant = name, function, params, version, variant

@@ -28,6 +28,7 @@ class LinearMerge:
     version = 1
     variants = ("paper",)
     requires = Requires(base=False)
+    expert_rows = 0
     params = declare(
         weight=Param.real(1.0, low=0.0, search=(0.0, 1.0), per_expert=True, differentiable=True, doc="w_k, share of each expert"),
         normalize=Param.choice(True, [True, False], doc="divide by the sum of weights"),

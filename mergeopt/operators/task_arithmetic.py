@@ -26,6 +26,7 @@ class TaskArithmetic:
     version = 1
     variants = ("paper",)
     requires = Requires()
+    expert_rows = 1
     params = declare(
         weight=Param.real(0.3, search=(0.0, 1.5), per_expert=True, differentiable=True, doc="w_k, weight of each task vector"),
         scale=Param.real(1.0, differentiable=True, doc="lambda, scale of the sum of task vectors"),

@@ -54,6 +54,7 @@ class Ties:
     version = 1
     variants = ("paper", "peft", "mergekit", "author")
     requires = Requires()
+    expert_rows = None
     params = declare(
         weight=Param.real(1.0, search=(0.0, 1.5), per_expert=True, differentiable=True, doc="w_k, weight of each expert's agreeing part"),
         density=Param.real(0.2, low=0.0, high=1.0, search=(0.05, 0.9), per_expert=True, doc="share of each task vector kept by trimming"),

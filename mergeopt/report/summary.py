@@ -57,6 +57,7 @@ class Summary:
         reference: point that bounds the hypervolume, by objective name; empty when it is not known.
         hypervolumes: name -> (search, report), the front first, then each baseline and set of baselines.
         still_nondominated: points of the front that are non-dominated among its points on the report part; None where nothing is held out.
+        warnings: what the strategy had to say about the search.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Summary:
     reference: Mapping[str, float]
     hypervolumes: Mapping[str, tuple[float, float | None]]
     still_nondominated: int | None
+    warnings: tuple[str, ...] = ()
 
 
 def summarise(run: Run, random: Run | None = None) -> Summary:
@@ -98,6 +100,7 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         reference=dict(zip(run.front.names, run.reference or (), strict=False)),
         hypervolumes=_hypervolumes(data) | _volume_of(random, run),
         still_nondominated=run.front.still_nondominated_on_report() if reported else None,
+        warnings=run.warnings,
     )
 
 

@@ -29,6 +29,11 @@ def model_card(recipe: Recipe, scores: Mapping[str, float], report: Mapping[str,
     lines += ["`recipe.json` holds all that is needed to make it again: `mergeopt merge recipe.json --out DIR`"]
     if recipe.operator not in names("operators"):
         lines += [f"(and the file that defines `{recipe.operator}`, named with `--operator FILE.py:NAME`)"]
+    if recipe.lineage is not None:
+        lines += ["", f"The experts evolved before they were merged, in {len(recipe.lineage.steps)} steps that the recipe holds."]
+    if recipe.learned is not None:
+        asked = ", ".join(f"{name} {share:.3g}" for name, share in recipe.learned.preference.items())
+        lines += ["", f"A learned set (content hash `{recipe.learned.hash[:16]}`) corrects the merge for the preference {asked}."]
     lines += [""]
     lines += ["| source | content hash |", "|---|---|"]
     lines += [f"| {source.name} | `{source.hash[:16]}` |" for source in (recipe.base, *recipe.experts)]

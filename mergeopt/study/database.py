@@ -40,6 +40,11 @@ CREATE TABLE rescores (
     PRIMARY KEY (trial, part)
 ) WITHOUT ROWID;
 """
+LEARNER = """
+CREATE TABLE IF NOT EXISTS learner (
+    one INTEGER PRIMARY KEY CHECK (one = 1), trials INTEGER NOT NULL, steps INTEGER NOT NULL, plain TEXT NOT NULL, arrays BLOB NOT NULL
+)
+"""
 
 
 def open_writer(folder: Path) -> sqlite3.Connection:
@@ -64,6 +69,7 @@ def open_writer(folder: Path) -> sqlite3.Connection:
                 _create(connection)
             elif connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise StoreError(_damaged(path, "SQLite's quick_check failed"))
+            connection.execute(LEARNER)
         except (StoreError, sqlite3.Error):
             connection.close()
             raise

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 
 from mergeopt.errors import ExportError, RecipeError, StoreError
 from mergeopt.evaluation.device import pick_device, pick_dtype
-from mergeopt.evaluation.evaluator import recipe_values
-from mergeopt.evaluation.materialize import stream
+from mergeopt.evaluation.evaluator import corrections, open_learned, recipe_values
+from mergeopt.evaluation.materialize import Stack, stream
+from mergeopt.evaluation.offspring import replay
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.merge_problem import find_operator
 from mergeopt.models.architecture import HubArchitecture
 from mergeopt.models.checkpoint import Checkpoint
-from mergeopt.models.layout import Layout
+from mergeopt.models.layout import Layout, Segment
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.recipe import Recipe
@@ -115,12 +116,26 @@ def make_model(pool: Pool, recipe: Recipe, operator: MergeOperator | None = None
     layout, dtype = Layout(pool), pick_dtype(recipe.dtype)
     rule = operator or find_operator(recipe.operator, recipe.variant)
     values = recipe_values(rule, recipe, layout, {})
+    added = {} if recipe.learned is None else dict(corrections(layout, open_learned(recipe.learned), recipe.learned))
     model = layout.live_model(dtype, torch.device("cpu"))
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
-        for segment, tensor in stream(layout, rule, values, torch.device("cpu")):
-            state[segment.live].copy_(tensor)
+        for segment, tensor in stream(layout, rule, values, torch.device("cpu"), _members(pool, recipe)):
+            state[segment.live].copy_(tensor + added[segment] if segment in added else tensor)
     return model
+
+
+def _members(pool: Pool, recipe: Recipe) -> Stack | None:
+    """Return what gives the members that evolved from the experts, replayed tensor by tensor; None where there are none."""
+    lineage = recipe.lineage
+    if lineage is None:
+        return None
+
+    def members(segment: Segment) -> torch.Tensor:
+        experts = pool.stack(segment.name)
+        return replay(lineage, experts.view(len(experts), -1), name=segment.name, layer=segment.layer).view(experts.shape)
+
+    return members
 
 
 def open_pool(recipe: Recipe) -> Pool:

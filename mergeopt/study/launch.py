@@ -13,6 +13,7 @@ from mergeopt.errors import ConfigError, RecipeError
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem, Proposal
 from mergeopt.recipe import Recipe, content_hash
+from mergeopt.strategy import Budget
 from mergeopt.study.run import Progress, Run, optimize
 from mergeopt.study.store import read_header
 
@@ -51,7 +52,7 @@ class Launch:
         return optimize(
             problem,
             strategy,
-            budget=run_file.budget.evaluations,
+            budget=Budget(run_file.budget.evaluations, run_file.budget.gradient_steps),
             seed=run_file.seed,
             out=run_file.out,
             init=starting_points(problem, run_file.init, self.root),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -13,25 +14,29 @@ import numpy as np
 from mergeopt.errors import CandidateError, ConfigError, Failure, StoreError, StrategyError
 from mergeopt.problem import Evaluation, Problem, Proposal
 from mergeopt.recipe import ordered_json
-from mergeopt.strategy import Ask, AskState, Candidate, Result, Status, Strategy
+from mergeopt.strategy import Ask, AskState, Budget, Candidate, Learner, Result, Status, Strategy
 from mergeopt.study.front import reference_point
 from mergeopt.study.interrupt import Interrupt
 from mergeopt.study.snapshot import Publisher, search_front
-from mergeopt.study.store import Store
+from mergeopt.study.store import Learned, Store
 from mergeopt.study.trial import Kind, Trial, losses, proposal_key, violations
 from mergeopt.task import ObjectiveInfo, Part
 
 __all__ = ["Plan", "Search"]
 
+log = logging.getLogger(__name__)
+
 PATIENCE = 50  # batches of nothing but duplicates before a search counts as exhausted
+SAVING = 1.0  # seconds of learning between two times that a learner's state is stored, at least
+SHARE = 0.1  # of a learner's time that storing its state may take
 HOPELESS = 20  # charged candidates that all failed before a run gives up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What a run was asked to do: units of budget, candidates per ask, and starting points."""
+    """What a run was asked to do: what it may spend, candidates per ask, and starting points."""
 
-    budget: int
+    budget: Budget
     batch: int
     init: tuple[Proposal, ...]
 
@@ -70,6 +75,10 @@ class Search:
         self._charged: dict[str, None] = {}  # keys that the budget has paid for, in order
         self._failures: list[str] = []  # reasons, of charged trials
         self._repeats = 0  # uncharged candidates in a row
+        self._steps = 0  # gradient steps taken
+        self._saved = 0.0  # when the learner's state was stored last
+        self._pause = SAVING
+        self._warnings: dict[str, None] = {}
         self._phase = "baselines"
         self._interrupt = Interrupt()
 
@@ -77,6 +86,11 @@ class Search:
     def trials(self) -> list[Trial]:
         """All trials so far; after `run`, as stored."""
         return self._trials
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps taken so far."""
+        return self._steps
 
     @property
     def reference(self) -> tuple[float, ...] | None:
@@ -122,10 +136,16 @@ class Search:
 
     def _ask_and_tell(self) -> str:
         self._phase = "search"
-        while len(self._charged) < self._plan.budget and self._interrupt.requested is None:
-            n = min(self._plan.batch, self._plan.budget - len(self._charged))
+        self._go_on_learning()
+        while len(self._charged) < self._plan.budget.evaluations and self._interrupt.requested is None:
+            n = min(self._plan.batch, self._plan.budget.evaluations - len(self._charged))
             asked = self._strategy.ask(n)
             candidates = self._checked(asked, n)
+            self._warn(asked.warnings)
+            if asked.state is AskState.LEARNING:
+                self._learn(asked.gradient_steps)
+                continue
+            self._phase = "search"
             trials = self._score("asked", [self._decoded(candidate) for candidate in candidates])
             if len(trials) < len(candidates):
                 break
@@ -136,6 +156,49 @@ class Search:
             if asked.state in (AskState.DONE, AskState.EXHAUSTED):
                 return f"the strategy is {asked.state.value}"
         return "budget"
+
+    def _go_on_learning(self) -> None:
+        """Put a learner back to where it stood last; what was tried until then is taken as it is stored."""
+        self._warnings = dict.fromkeys(self._store.header().get("warnings", []))
+        learned = self._store.learned()
+        if learned is None or not isinstance(self._strategy, Learner):
+            return
+        for trial in self._stored[len(self._trials) : learned.trials]:
+            self._note(trial)
+        self._strategy.load_state(learned.state)
+        self._steps = learned.steps
+        self._saved = time.monotonic()
+
+    def _learn(self, steps: int) -> None:
+        """Account for gradient steps, and store where the learner stands from time to time and whenever it has to stop."""
+        self._phase = "learning"
+        self._steps += steps
+        allowed = self._plan.budget.gradient_steps
+        if steps < 1 or (allowed is not None and self._steps > allowed):
+            raise StrategyError(
+                f"the strategy {self._strategy.info.name!r} says that it is learning and took {steps} gradient steps, {self._steps} in "
+                f"all; expected at least one at a time, and {allowed} in all at most"
+            )
+        now = time.monotonic()
+        if now >= self._saved + self._pause or self._steps == allowed or self._interrupt.requested is not None:
+            self._save()
+            self._saved = time.monotonic()
+            self._pause = max(SAVING, (self._saved - now) / SHARE)
+        self._publish()
+
+    def _save(self) -> None:
+        self._store.set({"gradient_steps": self._steps})
+        if isinstance(self._strategy, Learner):
+            self._store.learn(Learned(len(self._trials), self._steps, self._strategy.state()))
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Keep what a strategy has to say with the run, each sentence once, and say it now."""
+        new = [warning for warning in warnings if warning not in self._warnings]
+        if new:
+            self._warnings |= dict.fromkeys(new)
+            self._store.set({"warnings": list(self._warnings)})
+            for warning in new:
+                log.warning("%s: %s", self._strategy.info.name, warning)
 
     def _report(self) -> None:
         """Score the baselines and the front's members on the report part, as far as that has not been done."""
@@ -266,6 +329,8 @@ class Search:
 
     def _checked(self, asked: Ask, n: int) -> tuple[Candidate, ...]:
         name = self._strategy.info.name
+        if asked.candidates and asked.state is AskState.LEARNING:
+            raise StrategyError(f"the strategy {name!r} says that it is learning and gave candidates; expected one or the other")
         if len(asked.candidates) > n:
             raise StrategyError(f"the strategy {name!r} was asked for at most {n} candidates and gave {len(asked.candidates)}")
         if not asked.candidates and asked.state in (AskState.READY, AskState.WAITING):
@@ -276,6 +341,8 @@ class Search:
         return asked.candidates
 
     def _decoded(self, candidate: Candidate) -> _Item:
+        if candidate.recipe is not None:
+            return _item(Proposal("asked", recipe=candidate.recipe))
         try:
             genome = self._problem.info.space.check(candidate.genome)
         except ConfigError as error:
@@ -321,7 +388,7 @@ class Search:
         self._reference = point
 
     def _publish(self) -> None:
-        self._publisher.publish(self._trials, self._reference, self._phase, "running")
+        self._publisher.publish(self._trials, self._reference, self._phase, "running", gradient_steps=self._steps)
 
 
 def _item(proposal: Proposal) -> _Item:

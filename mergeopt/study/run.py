@@ -8,8 +8,10 @@ import json
 import os
 import platform
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +23,8 @@ from mergeopt.config import strategy_from
 from mergeopt.errors import ConfigError, StoreError
 from mergeopt.genomes.space import Choice, Dimension, Float, Int, Simplex, Space
 from mergeopt.merge_problem import MergeProblem
-from mergeopt.problem import Problem, ProblemInfo, Proposal
-from mergeopt.recipe import ordered_json
+from mergeopt.problem import ModelProblem, Problem, ProblemInfo, Proposal
+from mergeopt.recipe import LEARNED, ordered_json
 from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.database import DATABASE
 from mergeopt.study.export import ExportReport, export_model
@@ -36,8 +38,9 @@ from mergeopt.study.store import Header, Store, read_header, read_records, read_
 from mergeopt.study.trial import Trial
 from mergeopt.task import ObjectiveInfo, Part
 
-__all__ = ["Progress", "Run", "optimize"]
+__all__ = ["LEARNED_SETS", "Progress", "Run", "opened", "optimize"]
 
+LEARNED_SETS = "learned"  # folder of a run that holds learned sets by content hash
 PACKAGES = ("mergeopt", "numpy", "torch", "transformers", "moocore", "pymoo")
 DIMENSIONS: dict[str, Callable[..., Dimension]] = {"float": Float, "int": Int, "choice": Choice, "simplex": Simplex}
 
@@ -120,6 +123,16 @@ class Run:
         return sum(trial.charged for trial in self.trials)
 
     @property
+    def gradient_steps(self) -> int:
+        """Gradient steps taken, 0 for a strategy that does not learn."""
+        return int(self.header.get("gradient_steps", 0))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the strategy had to say about the search, a sentence each."""
+        return tuple(self.header.get("warnings", ()))
+
+    @property
     def baselines(self) -> tuple[Trial, ...]:
         """The points every result is held against, failed ones included."""
         return tuple(trial for trial in self.trials if trial.kind == "baseline")
@@ -147,10 +160,13 @@ class Run:
         problem = self.problem
         if point.recipe is None or not isinstance(problem, MergeProblem):
             raise ConfigError(f"{self.folder} searched the problem {self.info.name!r}, which makes no models; there is nothing to export")
-        operator = problem.operator if problem.operator.name == point.recipe.operator else None
+        recipe = point.recipe
+        operator = problem.operator if problem.operator.name == recipe.operator else None
+        if recipe.learned is not None and (moved := self.folder / LEARNED_SETS / Path(recipe.learned.path).name).is_dir():
+            recipe = recipe.relocated({LEARNED: str(moved.absolute())})  # the run's folder may have moved since
         return export_model(
             problem.pool,
-            point.recipe,
+            recipe,
             to,
             operator=operator,
             objectives=problem.objectives,
@@ -179,7 +195,7 @@ def optimize(
     problem: Problem,
     strategy: Strategy | str | Mapping[str, Any] = "nsga2",
     *,
-    budget: int,
+    budget: int | Budget,
     seed: int = 0,
     out: Path | str,
     init: Sequence[Proposal] = (),
@@ -198,7 +214,7 @@ def optimize(
     Args:
         problem: what is searched.
         strategy: a registered name, a mapping with `name` and options, or a strategy, which must be fresh: it is set up here.
-        budget: candidates to evaluate, >= 1.
+        budget: candidates to evaluate, >= 1; or a `Budget`, which has gradient steps too.
         seed: of the strategy, >= 0.
         out: folder of the run; it must not hold another run.
         init: starting points.
@@ -217,23 +233,25 @@ def optimize(
         Interrupted: a signal stopped it, cleanly.
     """
     folder = Path(out)
+    spend = budget if isinstance(budget, Budget) else Budget(budget)
     if not isinstance(strategy, Strategy):
         header = {"strategy": strategy, **(header or {})}
         strategy = strategy_from(strategy)
-    _check(problem, strategy, budget=budget, seed=seed, batch=batch, init=init)
+    _check(problem, strategy, budget=spend, seed=seed, batch=batch, init=init)
     described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
     stored = _stored_header(folder, described, resume=resume)
-    if stored.get("state") == "finished" and budget <= stored["budget"]:
+    if stored.get("state") == "finished" and spend.evaluations <= stored["budget"]:
         return Run.open(folder, problem)
-    if stored and strategy.info.needs_budget and budget != stored["budget"]:
+    if stored and strategy.info.needs_budget and _spending(spend) != _spending(_stored_budget(stored)):
         raise StoreError(
-            f"cannot resume {folder} with budget {budget}: {strategy.info.name!r} searches differently for another budget than the stored "
-            f"{stored['budget']}; keep that, or start a run in another folder with this run's front as starting points"
+            f"cannot resume {folder} with {_spending(spend)}: {strategy.info.name!r} searches differently for another budget than the "
+            f"stored {_spending(_stored_budget(stored))}; keep that, or start a run in another folder with this run's front as starting "
+            "points"
         )
-    strategy.setup(problem.info, seed=seed, budget=Budget(budget), batch=batch)
+    strategy.setup(opened(problem, strategy, folder), seed=seed, budget=spend, batch=batch)
     store = Store(folder)
     try:
-        plan = Plan(_begin(store, described, budget, resume=resume), batch, tuple(init))
+        plan = Plan(_begin(store, described, spend, resume=resume), batch, tuple(init))
         _search(problem, strategy, store, plan, Publisher(folder, problem.info.objectives, plan.budget, progress))
     finally:
         store.close()
@@ -257,22 +275,61 @@ def _search(problem: Problem, strategy: Strategy, store: Store, plan: Plan, publ
 
 
 def _end(store: Store, search: Search, publisher: Publisher, state: str, reason: str) -> None:
-    store.set({"state": state, "reason": reason})
-    publisher.publish(search.trials, search.reference, "done" if state == "finished" else "stopped", state, force=True)
+    segments = store.header()["segments"]
+    segments[-1] |= {"ended": time.time(), "peak_memory": _peak_memory()}
+    store.set({"state": state, "reason": reason, "segments": segments, "gradient_steps": search.gradient_steps})
+    phase = "done" if state == "finished" else "stopped"
+    publisher.publish(search.trials, search.reference, phase, state, gradient_steps=search.gradient_steps, force=True)
 
 
-def _begin(store: Store, described: Header, budget: int, *, resume: bool) -> int:
+def opened(problem: Problem, strategy: Strategy, folder: Path | None) -> ProblemInfo:
+    """Return what a strategy may see of a problem: data, and the doors to the models that it declared to need.
+
+    Args:
+        problem: what is searched.
+        strategy: that is to search it.
+        folder: of the run; None where nothing is to be written.
+
+    Raises:
+        ConfigError: it needs what the problem has not.
+    """
+    needs = strategy.info.needs
+    if not needs:
+        return problem.info
+    if not isinstance(problem, ModelProblem):
+        raise ConfigError(
+            f"the strategy {strategy.info.name!r} works on the models themselves ({', '.join(needs)}), and the problem "
+            f"{problem.info.name!r} makes none; choose a strategy that searches points of the space"
+        )
+    return replace(
+        problem.info,
+        members=problem.members() if "members" in needs else None,
+        gradients=problem.gradients(folder and folder / LEARNED_SETS) if "gradients" in needs else None,
+    )
+
+
+def _stored_budget(stored: Header) -> Budget:
+    return Budget(stored["budget"], stored.get("gradient_budget"))
+
+
+def _spending(budget: Budget) -> str:
+    steps = "" if budget.gradient_steps is None else f" and {budget.gradient_steps} gradient steps"
+    return f"{budget.evaluations} evaluations{steps}"
+
+
+def _begin(store: Store, described: Header, budget: Budget, *, resume: bool) -> Budget:
     """Store the header, or compare it with the stored one; return the budget that counts: never less than what is spent."""
     stored = store.header()
-    segment = {"began": time.time(), "budget": budget, "pid": os.getpid(), "host": socket.gethostname(), "versions": _versions()}
+    spend = {"budget": budget.evaluations, "gradient_budget": budget.gradient_steps}
+    segment = {"began": time.time(), **spend, "pid": os.getpid(), "host": socket.gethostname(), "versions": _versions()}
     if not stored:
-        store.set({**described, "created": time.time(), "budget": budget, "state": "running", "reason": "", "segments": [segment]})
+        store.set({**described, "created": time.time(), **spend, "state": "running", "reason": "", "segments": [segment]})
         return budget
     _compare(store.folder, described, stored, resume=resume)
     trials = store.trials()
-    budget = max(budget, sum(trial.charged for trial in trials))
+    budget = replace(budget, evaluations=max(budget.evaluations, sum(trial.charged for trial in trials)))
     segments = [*stored["segments"], {**segment, "from_trial": len(trials)}]
-    store.set({"budget": budget, "state": "running", "reason": "", "segments": segments})
+    store.set({**spend, "budget": budget.evaluations, "state": "running", "reason": "", "segments": segments})
     return budget
 
 
@@ -309,7 +366,12 @@ def _describe(problem: Problem, strategy: Strategy, *, seed: int, batch: int, he
         "versions": _versions(),
         "seed": seed,
         "batch": batch,
-        "strategy": {"name": strategy.info.name, "version": strategy.info.version, "options": given.get("strategy")},
+        "strategy": {
+            "name": strategy.info.name,
+            "version": strategy.info.version,
+            "options": given.get("strategy"),
+            "needs_budget": strategy.info.needs_budget,
+        },
         "problem": {
             "name": info.name,
             "fingerprint": info.fingerprint,
@@ -327,12 +389,16 @@ def _describe(problem: Problem, strategy: Strategy, *, seed: int, batch: int, he
     return described
 
 
-def _check(problem: Problem, strategy: Strategy, *, budget: int, seed: int, batch: int, init: Sequence[Proposal]) -> None:
-    for name, value, least in (("budget", budget, 1), ("batch", batch, 1), ("seed", seed, 0)):
+def _check(problem: Problem, strategy: Strategy, *, budget: Budget, seed: int, batch: int, init: Sequence[Proposal]) -> None:
+    numbers = [("budget", budget.evaluations, 1), ("batch", batch, 1), ("seed", seed, 0)]
+    numbers += [] if budget.gradient_steps is None else [("gradient_steps", budget.gradient_steps, 0)]
+    for name, value, least in numbers:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name}: expected a whole number >= {least}, got {value!r}")
-    if len(init) > budget:
-        raise ConfigError(f"a budget of {budget} evaluations cannot pay for {len(init)} starting points; raise it, or give fewer")
+    if len(init) > budget.evaluations:
+        raise ConfigError(
+            f"a budget of {budget.evaluations} evaluations cannot pay for {len(init)} starting points; raise it, or give fewer"
+        )
     for proposal in init:
         if proposal.genome is not None:
             problem.info.space.check(proposal.genome)
@@ -348,6 +414,16 @@ def _check(problem: Problem, strategy: Strategy, *, budget: int, seed: int, batc
         raise ConfigError(
             f"expected one or more objectives with unique names, got {[objective.name for objective in problem.info.objectives]}"
         )
+
+
+def _peak_memory() -> int | None:
+    """Return the largest resident memory of this process so far, in bytes; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _versions() -> dict[str, str]:

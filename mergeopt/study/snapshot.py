@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeopt.strategy import Budget
 from mergeopt.study.database import database_errors
 from mergeopt.study.front import Front, FrontPoint, hypervolume
 from mergeopt.study.trial import Trial, losses, to_natural
@@ -32,6 +33,8 @@ class Progress:
         budget: units there are.
         cached: exact duplicates answered from the store, not charged.
         failed: charged candidates that failed.
+        gradient_steps: taken by a strategy that learns.
+        gradient_budget: gradient steps there are, None where nothing was said.
         best: objective name -> best search value so far, natural direction.
         hypervolume: of the front so far, about a second old at most; None while unknown.
         seconds: since this process began to work on the run.
@@ -45,6 +48,8 @@ class Progress:
     best: Mapping[str, float] = field(default_factory=dict)
     hypervolume: float | None = None
     seconds: float = 0.0
+    gradient_steps: int = 0
+    gradient_budget: int | None = None
 
 
 class Publisher:
@@ -57,7 +62,9 @@ class Publisher:
         progress: called with every step; None to tell nobody.
     """
 
-    def __init__(self, folder: Path, objectives: Sequence[ObjectiveInfo], budget: int, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self, folder: Path, objectives: Sequence[ObjectiveInfo], budget: Budget, progress: Callable[[Progress], None] | None
+    ) -> None:
         self._folder = folder
         self._objectives = tuple(objectives)
         self._budget = budget
@@ -66,7 +73,16 @@ class Publisher:
         self._next = 0.0
         self._hypervolume: float | None = None
 
-    def publish(self, trials: Sequence[Trial], reference: Sequence[float] | None, phase: str, state: str, *, force: bool = False) -> None:
+    def publish(
+        self,
+        trials: Sequence[Trial],
+        reference: Sequence[float] | None,
+        phase: str,
+        state: str,
+        *,
+        gradient_steps: int = 0,
+        force: bool = False,
+    ) -> None:
         """Tell where the run stands.
 
         Args:
@@ -74,6 +90,7 @@ class Publisher:
             reference: of the hypervolume, None while unknown.
             phase: for people.
             state: `running`, `interrupted` or `finished`.
+            gradient_steps: taken so far.
             force: write the files now, however recent they are.
         """
         now = time.monotonic()
@@ -83,7 +100,7 @@ class Publisher:
             self._hypervolume = front.hypervolume()
         if not due and self._progress is None:
             return
-        progress = self._measure(trials, phase)
+        progress = self._measure(trials, phase, gradient_steps)
         if due:
             self._write("status.json", {"state": state, "pid": os.getpid(), **_plain(progress)})
             self._write("front.json", front_json(trials, self._objectives, reference))
@@ -91,19 +108,21 @@ class Publisher:
         if self._progress is not None:
             self._progress(progress)
 
-    def _measure(self, trials: Sequence[Trial], phase: str) -> Progress:
+    def _measure(self, trials: Sequence[Trial], phase: str, gradient_steps: int) -> Progress:
         charged = [trial for trial in trials if trial.charged]
         rows = [row for row in (trial.vector(self._objectives) for trial in charged if trial.ok) if row is not None]
         best = to_natural(losses(rows, self._objectives).min(axis=0), self._objectives).tolist() if rows else []
         return Progress(
             phase=phase,
             evaluations=len(charged),
-            budget=self._budget,
+            budget=self._budget.evaluations,
             cached=sum(trial.kind != "baseline" and not trial.charged for trial in trials),
             failed=sum(not trial.ok for trial in charged),
             best={objective.name: value for objective, value in zip(self._objectives, best, strict=False)},
             hypervolume=self._hypervolume,
             seconds=time.monotonic() - self._began,
+            gradient_steps=gradient_steps,
+            gradient_budget=self._budget.gradient_steps,
         )
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,16 +21,31 @@ import numpy.typing as npt
 from mergeopt.errors import StoreError
 from mergeopt.problem import Evaluation
 from mergeopt.recipe import ordered_json
-from mergeopt.strategy import Status
+from mergeopt.strategy import State, Status
 from mergeopt.study.database import DATABASE, database_errors, open_reader, open_writer, transaction
 from mergeopt.study.lock import FolderLock
 from mergeopt.study.records import pack, unpack
 from mergeopt.study.trial import Trial
 from mergeopt.task import Part, Score
 
-__all__ = ["Store", "read_header", "read_records", "read_run"]
+__all__ = ["Learned", "Store", "read_header", "read_records", "read_run"]
 
 Header = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """Where a learner stands.
+
+    Args:
+        trials: stored when it stood there.
+        steps: gradient steps taken.
+        state: what the strategy needs to go on.
+    """
+
+    trials: int
+    steps: int
+    state: State
 
 
 class Store:
@@ -98,6 +114,29 @@ class Store:
             self._connection.execute("DELETE FROM records WHERE trial=? AND part=?", (trial, part))
             if evaluation.error is None:
                 self._insert_scores(trial, part, evaluation.scores)
+
+    def learn(self, learned: Learned) -> None:
+        """Store where a learner stands, in place of where it stood before, in one transaction."""
+        arrays = {name: value for name, value in learned.state.items() if isinstance(value, np.ndarray)}
+        plain = {name: value for name, value in learned.state.items() if name not in arrays}
+        row = (learned.trials, learned.steps, ordered_json(plain), pack(arrays))
+        with transaction(self._connection, self.folder):
+            self._connection.execute("INSERT OR REPLACE INTO learner VALUES (1, ?, ?, ?, ?)", row)
+
+    def learned(self) -> Learned | None:
+        """Return where the learner of this run stood last, None where nothing was learned.
+
+        Raises:
+            StoreError: what is stored is damaged.
+        """
+        with database_errors(self.folder):
+            row = self._connection.execute("SELECT trials, steps, plain, arrays FROM learner").fetchone()
+        if row is None:
+            return None
+        try:
+            return Learned(row[0], row[1], {**json.loads(row[2]), **unpack(row[3])})
+        except (ValueError, TypeError) as error:
+            raise _unreadable(self.folder, "the learner's state", error) from error
 
     def close(self) -> None:
         """Fold the log into the one file, where no reader is in the way, and let others write."""

@@ -80,7 +80,7 @@ def trained_digits(
     objectives = []
     for name in chosen:
         parts: dict[Part, ImageItems] = {"search": data[name]["search"], "report": data[name]["report"]}
-        objectives.append(TaskObjective(name, ImageTask(name=f"digits/{name}", parts=parts, batch=BATCH), make_metric()))
+        objectives.append(TaskObjective(name, ImageTask(name=f"digits/{name}", parts=parts, batch=BATCH), make_metric(), expert=name))
     return MergeMaterials(
         name="digits", base=str(folders["base"]), experts={name: str(folders[name]) for name in chosen}, objectives=tuple(objectives)
     )

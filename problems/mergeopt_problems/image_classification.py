@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
-from mergeopt.task import Part, Records
+from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.image_data import ImageSource, Pictures, read
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.image_preprocessing import preparation
@@ -107,6 +107,21 @@ class ImageTask:
             if training:
                 model.train()
         return {"loss": _joined(losses), "prediction": _joined(predictions), "label": items.labels.numpy().copy()}
+
+    def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
+        """Return the task's own logits of some images, keeping the graph where gradients are on.
+
+        Args:
+            model: in evaluation mode, on the device.
+            part: which data.
+            items: indices of images, one or more, in any order; they run as one batch.
+            device: where the model is.
+        """
+        own = self.items(part)
+        index = torch.as_tensor(items, dtype=torch.int64)
+        dtype = next(model.parameters()).dtype
+        logits = model(pixel_values=own.pixels[index].to(device, dtype)).logits
+        return Predictions(_logits_of(self._classes_of(model), logits), own.labels[index].to(device))
 
     def _probe(self, model: torch.nn.Module) -> torch.Tensor:
         image = next(iter(self._items.values())).pixels[:1]

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
-from mergeopt.cache import cache_folder
-from mergeopt.errors import ConfigError, DataError, nearest
+from mergeopt.errors import DataError, nearest
 from mergeopt.task import Part
 from mergeopt_problems.image_decoding import decode
 from mergeopt_problems.image_preprocessing import Picture
+from mergeopt_problems.tables import Table, disjoint, parsed, quiet_datasets, read_parts
 
 __all__ = ["ImageSource", "Pictures", "read"]
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-HUB_PREFIX = "hf://"
-FILES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
-SAME_SPLIT = ("validation", "val", "valid", "dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +53,7 @@ class ImageSource:
         Raises:
             ConfigError: a key is unknown or missing, or search and report are the same split.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in data:
-            if key not in known:
-                raise ConfigError(f"data: unknown key {key!r}; {nearest(str(key), known)}")
-        for key in ("path", "search"):
-            if data.get(key) is None:
-                raise ConfigError(f"data: the key {key!r} is missing (got {', '.join(map(str, data)) or 'nothing'})")
-        source = cls(**data)
-        if source.search == source.report:
-            raise ConfigError(f"data: search and report are both {source.search!r}; a result must be reported on data no search has seen")
-        return source
+        return parsed(cls, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,83 +72,18 @@ def read(source: ImageSource) -> dict[Part, Pictures]:
     Raises:
         DataError: something is missing, empty, or not what the source says.
     """
-    with _quiet_datasets():
-        splits = _by_column(_load(source), source)
-        parts: dict[Part, Pictures] = {"search": _part(splits, source, source.search)}
-        if source.report is not None:
-            parts["report"] = _part(splits, source, source.report)
-            parts["search"] = _without_copies(parts["search"], parts["report"], source)
+    with quiet_datasets():
+        tables = read_parts(source, {"image": source.image, "label": source.label})
+        parts = {part: _pictures(table, source) for part, table in tables.items()}
+    if "report" in parts:
+        parts["search"] = _without_copies(parts["search"], parts["report"], source)
     return parts
 
 
-def _load(source: ImageSource) -> dict[str, Any]:
-    if isinstance(source.path, Mapping):
-        return {str(split): _file(Path(file)) for split, file in source.path.items()}
-    named = str(source.path)
-    if named.startswith(HUB_PREFIX):
-        name, _, revision = named.removeprefix(HUB_PREFIX).partition("@")
-        return _read(named, lambda: dict(datasets.load_dataset(name, source.subset, revision=revision or None, cache_dir=_cache())))
-    if not Path(named).is_dir():
-        return {"train": _file(Path(named))}
-    if (Path(named) / "dataset_dict.json").is_file():
-        return _read(named, lambda: dict(datasets.load_from_disk(named)))
-    return _read(named, lambda: dict(datasets.load_dataset(named, cache_dir=_cache())))
-
-
-def _file(path: Path) -> Any:
-    if not path.is_file():
-        hint = f"; for a data set of the hub write {HUB_PREFIX}{path}" if len(path.parts) == 2 and not path.suffix else ""
-        raise DataError(f"data: no such file or folder: {path}{hint}")
-    kind = FILES.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"data: cannot tell what {path} is; expected a folder or a file ending in {', '.join(FILES)}")
-    # these readers, unlike load_dataset("parquet", ...), report no download count to the hub
-    reader = getattr(datasets.Dataset, f"from_{kind}")
-    return _read(str(path), lambda: reader(str(path), cache_dir=_cache()))
-
-
-def _read(named: str, load: Callable[[], T]) -> T:
-    try:
-        return load()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if "corresponds to no data" in str(error):
-            raise DataError(f"data: {named} holds no rows, or has a split without any") from error
-        reason = str(error.__cause__ or error).strip() or type(error).__name__
-        raise DataError(f"data: cannot read {named}: {reason.splitlines()[0]}") from error
-
-
-def _cache() -> str:
-    return str(cache_folder() / "datasets")
-
-
-def _by_column(loaded: dict[str, Any], source: ImageSource) -> Mapping[str, Any]:
-    if len(loaded) != 1:
-        return loaded
-    (table,) = loaded.values()
-    column = source.split_column or "split"
-    if column not in table.column_names:
-        if source.split_column is not None:
-            raise DataError(f"data: {source.path} has no column {column!r}; {nearest(column, table.column_names)}")
-        return loaded
-    names = np.asarray([str(name) for name in table[column]], dtype=np.str_)
-    return {str(name): table.select(np.flatnonzero(names == name)) for name in np.unique(names)}
-
-
-def _part(splits: Mapping[str, Any], source: ImageSource, named: str) -> Pictures:
-    table = splits.get(named)
-    if table is None and named in SAME_SPLIT:
-        table = next((splits[name] for name in SAME_SPLIT if name in splits), None)
-    where = f"{source.path}, split {named!r}"
-    if table is None:
-        raise DataError(f"data: {source.path} has no split {named!r}; {nearest(named, splits)}")
-    if not len(table):
-        raise DataError(f"data: {where} is empty; {nearest(named, (name for name, rows in splits.items() if len(rows)))}")
-    for key, column in (("image", source.image), ("label", source.label)):
-        if column not in table.column_names:
-            raise DataError(f"data: {where} has no column {column!r} ({key}); {nearest(column, table.column_names)}")
+def _pictures(table: Table, source: ImageSource) -> Pictures:
     folder = Path(source.path).parent if isinstance(source.path, str | Path) else Path(next(iter(source.path.values()))).parent
-    pictures = [decode(value, source.shape, folder, f"{where}, row {row}") for row, value in enumerate(table[source.image])]
-    return Pictures(pictures, _labels(table[source.label], source.labels, where))
+    pictures = [decode(value, source.shape, folder, f"{table.where}, row {row}") for row, value in enumerate(table.rows[source.image])]
+    return Pictures(pictures, _labels(table.rows[source.label], source.labels, table.where))
 
 
 def _labels(column: Sequence[Any], order: Sequence[str] | None, where: str) -> npt.NDArray[np.int64]:
@@ -189,34 +102,9 @@ def _labels(column: Sequence[Any], order: Sequence[str] | None, where: str) -> n
 
 
 def _without_copies(search: Pictures, report: Pictures, source: ImageSource) -> Pictures:
-    reported = {(picture.shape, picture.tobytes()) for picture in report.pictures}
-    kept = [row for row, picture in enumerate(search.pictures) if (picture.shape, picture.tobytes()) not in reported]
-    copies = len(search.pictures) - len(kept)
-    if not kept:
-        raise DataError(
-            f"data: {source.path}: every picture of the split {source.search!r} also stands in {source.report!r}; they must be disjoint"
-        )
-    if copies:
-        log.warning(
-            "%s: left %d of %d pictures out of %r, which also stand in %r",
-            source.path,
-            copies,
-            copies + len(kept),
-            source.search,
-            source.report,
-        )
-    return Pictures([search.pictures[row] for row in kept], search.labels[kept]) if copies else search
+    kept = disjoint(_keys(search), _keys(report), source, "picture")
+    return Pictures([search.pictures[row] for row in kept], search.labels[kept])
 
 
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    # our own errors say what went wrong; its bars and log lines would stand between the lines of a run
-    bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
+def _keys(pictures: Pictures) -> list[tuple[tuple[int, ...], bytes]]:
+    return [(picture.shape, picture.tobytes()) for picture in pictures.pictures]

@@ -1,0 +1,256 @@
+"""Causal language modelling: how well a model predicts each next token of some documents."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
+from mergeopt.task import Part, Predictions, Records
+from mergeopt_problems.text_data import TextSource, read
+from mergeopt_problems.text_items import IGNORED, TextItems, Window, WindowBatch, windows
+from mergeopt_problems.tokenization import tokenization
+
+__all__ = ["CausalLM", "TextTask"]
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+ELEMENTS = 1 << 24  # float32 logits of one chunk of the cross-entropy: 64 MiB, whatever the vocabulary
+LEAK = 0.1  # how far earlier logits may move with a later token, in their standard deviations: rounding in bfloat16, not reading ahead
+
+
+class TextTask:
+    """Next-token prediction on windows of tokens.
+
+    Args:
+        name: for people.
+        parts: the windows by part.
+        batch: windows scored at a time; fixed, since it may change the last bits of a score.
+
+    Raises:
+        ConfigError: batch is below 1.
+    """
+
+    default_metric = "token_loss"
+
+    def __init__(self, *, name: str, parts: Mapping[Part, TextItems], batch: int = 16) -> None:
+        _check_whole("batch", batch, 1)
+        self.name = name
+        self.batch = batch
+        self._items = dict(parts)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that this task has data for."""
+        return tuple(self._items)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What determines the records besides model and items; JSON-able."""
+        return {"batch": self.batch}
+
+    def items(self, part: Part) -> TextItems:
+        """Return the windows of a part, the same object every time.
+
+        Raises:
+            DataError: the part was not given.
+        """
+        if part not in self._items:
+            raise DataError(f"task {self.name!r} has no {part} part; {nearest(part, self._items)}. Name its split in the task's data")
+        return self._items[part]
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Run the longest window through a model, twice: once with another last token.
+
+        Raises:
+            DataError: a token id or a window is too large for the model, it has no logits per token, or they depend on later tokens.
+        """
+        highest = max(items.highest for items in self._items.values())
+        longest = max(int(items.lengths.max()) for items in self._items.values())
+        # before anything is run: an id past the embedding would take a GPU down
+        self._check_vocabulary(highest, _configured(model, ("vocab_size",)))
+        positions = _configured(model, POSITIONS)
+        if positions is not None and longest > positions:
+            raise DataError(
+                f"task {self.name!r}: its windows have up to {longest} tokens, but the model has {positions} positions; "
+                f"set `window: {positions}` or less"
+            )
+        items = max(self._items.values(), key=lambda part: int(part.lengths.max()))
+        batch = items.batch([int(items.lengths.argmax())])
+        logits = self._probe(model, batch)
+        self._check_vocabulary(highest, logits.shape[2])
+        other = batch.input_ids.clone()
+        other[0, -1] = 0 if other[0, -1] else highest
+        moved = self._probe(model, WindowBatch(other, batch.attention_mask, batch.labels))
+        earlier = logits[:, :-1]
+        if earlier.numel() and float((earlier - moved[:, :-1]).abs().max()) > LEAK * float(earlier.std()):
+            raise DataError(
+                f"task {self.name!r}: the logits of {type(model).__name__} depend on later tokens, so they predict nothing; "
+                "expected a causal language model"
+            )
+
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
+        """Return what each window's predicted tokens cost, each [items].
+
+        `nll`: sum of their negative log-likelihoods in nats (float64); `tokens`: how many they are; `bytes`: UTF-8 bytes of their text
+        (both int64); `loss`: nll / tokens (float32), whose mean over windows weighs a short window like a long one.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        items = self.items(part)
+        nll = np.zeros(len(items), dtype=np.float64)
+        training = model.training
+        if training:
+            model.eval()
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(items), self.batch):
+                    chosen = range(start, min(start + self.batch, len(items)))
+                    batch = items.batch(chosen)
+                    losses = self._losses(_logits(model, batch, device), batch.labels.to(device), part)
+                    nll[chosen.start : chosen.stop] = losses.cpu().double().sum(dim=1).numpy()
+        finally:
+            if training:
+                model.train()
+        return {
+            "loss": (nll / items.tokens).astype(np.float32),
+            "nll": nll,
+            "tokens": items.tokens.copy(),
+            "bytes": items.bytes.copy(),
+        }
+
+    def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
+        """Return one row per predicted token of some windows, window after window, keeping the graph where gradients are on.
+
+        Args:
+            model: in evaluation mode, on the device.
+            part: which data.
+            items: indices of windows, one or more, in any order; they run as one batch.
+            device: where the model is.
+        """
+        batch = self.items(part).batch(items)
+        labels = batch.labels.to(device)
+        asked = labels != IGNORED
+        return Predictions(_logits(model, batch, device)[asked].to(torch.float32), labels[asked])
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor, part: Part) -> torch.Tensor:
+        """Return the cross-entropy at each position, float32 [n, t], 0 where none is asked for; never all logits in float32 at once."""
+        flat, targets = logits.flatten(0, 1), labels.flatten()
+        losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+        for rows in torch.split((targets != IGNORED).nonzero().squeeze(1), max(1, ELEMENTS // flat.shape[1])):
+            own = flat[rows].to(torch.float32)
+            if not bool(torch.isfinite(own).all()):
+                raise CandidateError(f"task {self.name!r}: the model's logits on the {part} part are not finite")
+            losses[rows] = F.cross_entropy(own, targets[rows], reduction="none")
+        return losses.view(labels.shape)
+
+    def _probe(self, model: torch.nn.Module, batch: WindowBatch) -> torch.Tensor:
+        shape = list(batch.input_ids.shape)
+        try:
+            with torch.inference_mode():
+                logits = _logits(model, batch, next(model.parameters()).device)
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"task {self.name!r}: the model does not take tokens [n, {shape[1]}]: {reason}") from error
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 3 or list(logits.shape[:2]) != shape:
+            raise DataError(f"task {self.name!r}: expected a model with logits [n, tokens, vocabulary], got {type(model).__name__}")
+        return logits.to(torch.float32)
+
+    def _check_vocabulary(self, highest: int, vocabulary: int | None) -> None:
+        if vocabulary is not None and highest >= vocabulary:
+            raise DataError(
+                f"task {self.name!r}: its tokens have ids up to {highest}, but the model's vocabulary is {vocabulary}; "
+                "name the model's own tokenizer as `tokenizer:`"
+            )
+
+
+class CausalLM(TextTask):
+    """Next-token prediction on documents that `datasets` reads, or on plain text.
+
+    Documents are tokenized one by one and cut into windows that never cross from one into the next; the tail of a document is a shorter
+    window. A document's first token is never predicted, nor, without overlap, any window's.
+
+    Args:
+        data: where the documents are, as `TextSource`: at least `path` and `search`.
+        tokenizer: `bytes` (UTF-8 bytes as ids, for a vocabulary of 256 or more), a model folder, or `hf://owner/name[@revision]`; with
+            the special tokens that it adds to a document by itself.
+        window: tokens of a window, at least 2 and at most the model's positions.
+        stride: tokens from the start of one window to the start of the next, at most `window`; None for `window`. With overlap, each token
+            is predicted once, in the first window that holds it, and read as context in the next.
+        limit: at most so many windows a part, drawn uniformly; None for all.
+        seed: of that draw.
+        batch: windows scored at a time.
+        name: for people.
+
+    Raises:
+        ConfigError: an option is unknown, out of range, or contradicts another.
+        DataError: the data or the tokenizer cannot be read, or a part is empty.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Mapping[str, Any],
+        tokenizer: str | Path | None = None,
+        window: int = 256,
+        stride: int | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        batch: int = 16,
+        name: str = "causal_lm",
+    ) -> None:
+        _check_whole("window", window, 2)
+        _check_whole("stride", window if stride is None else stride, 1, window)
+        _check_whole("limit", 1 if limit is None else limit, 1)
+        _check_whole("seed", seed, 0)
+        step = window if stride is None else stride
+        source = TextSource.of(data)
+        tokenize = tokenization(tokenizer)
+        settings = {**tokenize.settings, "window": window, "stride": step}
+        parts: dict[Part, TextItems] = {}
+        for part, documents in read(source).items():
+            cut = list(windows(map(tokenize, documents), window, step))
+            if not cut:
+                raise DataError(f"data: {source.path}: no document of the {part} part has two tokens or more, so nothing is predicted")
+            parts[part] = TextItems(_drawn(cut, limit, seed), settings=settings)
+        super().__init__(name=name, parts=parts, batch=batch)
+
+
+def _drawn(cut: Sequence[Window], limit: int | None, seed: int) -> Sequence[Window]:
+    if limit is None or limit >= len(cut):
+        return cut
+    kept = np.sort(np.random.default_rng(seed).choice(len(cut), size=limit, replace=False))
+    return [cut[index] for index in kept]
+
+
+def _logits(model: torch.nn.Module, batch: WindowBatch, device: torch.device) -> torch.Tensor:
+    """Return a model's logits [n, t, V] in its own type; a model of transformers is told of the padding and to keep no cache."""
+    known = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {}
+    if "attention_mask" in known:
+        options["attention_mask"] = batch.attention_mask.to(device)
+    if "use_cache" in known:
+        options["use_cache"] = False
+    logits: Any = getattr(model(input_ids=batch.input_ids.to(device), **options), "logits", None)
+    return logits  # type: ignore[no-any-return]
+
+
+def _configured(model: torch.nn.Module, names: Sequence[str]) -> int | None:
+    """Return the first of some settings that a transformers model has, None where it has none."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"from {low} to {high} (`window`)"
+        raise ConfigError(f"{name}: expected a whole number {wanted}, got {value!r}")

@@ -1,0 +1,140 @@
+"""From a document to token ids: its UTF-8 bytes, or what a model's tokenizer makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mergeopt.errors import ConfigError, DataError
+from mergeopt.models.architecture import quiet_transformers
+from mergeopt_problems.tables import HUB_PREFIX
+
+__all__ = ["BYTES", "ByteTokenization", "FolderTokenization", "Tokenization", "Tokens", "tokenization"]
+
+BYTES = "bytes"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """One tokenized document.
+
+    Args:
+        ids: int32 [tokens].
+        sizes: UTF-8 bytes of the document that each token stands for, int32 [tokens]; 0 for special tokens.
+    """
+
+    ids: npt.NDArray[np.int32]
+    sizes: npt.NDArray[np.int32]
+
+
+class Tokenization(Protocol):
+    """Makes tokens of a document."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What to call it in a hash; JSON-able."""
+        ...
+
+    def __call__(self, document: str, /) -> Tokens:
+        """Return the tokens of one document."""
+        ...
+
+
+class ByteTokenization:
+    """UTF-8 bytes as ids 0 to 255, without special tokens."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """That these are bytes."""
+        return {"tokenizer": BYTES}
+
+    def __call__(self, document: str, /) -> Tokens:
+        """Return one token per byte.
+
+        Raises:
+            DataError: the text cannot be encoded (lone surrogates).
+        """
+        ids = np.frombuffer(_encoded(document), dtype=np.uint8).astype(np.int32)
+        return Tokens(ids, np.ones_like(ids))
+
+
+class FolderTokenization:
+    """The tokenizer of a model folder, with the special tokens that it adds by itself. Remote code is never run.
+
+    A token's bytes are those from the end of the token before it to its own end, so that they sum to the document's: a character that
+    falls to several tokens counts with the first, white space that the tokenizer drops with the token after it.
+
+    Args:
+        path: folder with a tokenizer.json, or `hf://owner/name[@revision]` (only then is anything fetched).
+
+    Raises:
+        DataError: there is no such tokenizer, or it cannot say which text a token stands for.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.path = str(path)
+        hub = self.path.startswith(HUB_PREFIX)
+        if not hub and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+            raise DataError(
+                f"tokenizer: {self.path} holds no tokenizer.json; name a folder that does, {HUB_PREFIX}owner/name, or {BYTES!r}"
+            )
+        name, _, revision = self.path.removeprefix(HUB_PREFIX).partition("@") if hub else (self.path, "", "")
+        try:
+            with quiet_transformers():
+                load: Any = AutoTokenizer.from_pretrained
+                self._tokenizer: Any = load(name, revision=revision or "main", local_files_only=not hub, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise DataError(f"tokenizer: cannot load the tokenizer of {self.path}: {str(error).splitlines()[0]}") from error
+        if not self._tokenizer.is_fast:
+            raise DataError(f"tokenizer: {self.path} has no tokenizer.json, without which it is unknown which text a token stands for")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """That it is a folder's; the ids and sizes that are hashed with it say the rest."""
+        return {"tokenizer": "folder"}
+
+    def __call__(self, document: str, /) -> Tokens:
+        """Return the tokens of one document.
+
+        Raises:
+            DataError: the text cannot be encoded (lone surrogates).
+        """
+        # byte offset of each character's end
+        ends = np.cumsum([0, *(len(_encoded(character)) for character in document)])
+        encoded = self._tokenizer(document, return_offsets_mapping=True, verbose=False)
+        reached = np.asarray(list(accumulate((end for _, end in encoded["offset_mapping"]), max)), dtype=np.int64)
+        sizes = np.diff(ends[reached], prepend=0)
+        return Tokens(np.asarray(encoded["input_ids"], dtype=np.int32), sizes.astype(np.int32))
+
+
+def tokenization(given: str | Path | None) -> Tokenization:
+    """Return the tokenization that an option names.
+
+    Args:
+        given: `bytes`, a model folder, or `hf://owner/name[@revision]`.
+
+    Raises:
+        ConfigError: none is given.
+        DataError: there is no such tokenizer.
+    """
+    if given is None:
+        raise ConfigError(f"tokenizer: the models bring none; give a folder, {HUB_PREFIX}owner/name, or {BYTES!r} for UTF-8 bytes")
+    if not isinstance(given, str | Path):
+        raise ConfigError(f"tokenizer: expected a folder, {HUB_PREFIX}owner/name or {BYTES!r}, got {given!r}")
+    return ByteTokenization() if given == BYTES else FolderTokenization(given)
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"data: a document cannot be written as UTF-8: {error}") from error
