@@ -33,6 +33,10 @@ class Coefficients(Protocol):
         """Return the leaves: float64, [knots, K] of a per-expert parameter, [knots] of another."""
         ...
 
+    def project(self) -> None:
+        """Put every leaf back into the bounds that the operator declares for it, in place."""
+        ...
+
     def arguments(self) -> Mapping[str, Argument]:
         """Return their values now, as a recipe's arguments."""
         ...
@@ -101,7 +105,7 @@ class DifferentiableProblem(Protocol):
     def coefficients(
         self, *, operator: str | None = None, variant: str = "paper", groups: object = None, weight: float | None = None
     ) -> Coefficients:
-        """Return coefficients to learn.
+        """Return coefficients to learn; without parameters where the problem's merge is fixed.
 
         Args:
             operator: registered name; None for the problem's, with what it fixes and over the groups it searches.
@@ -110,7 +114,7 @@ class DifferentiableProblem(Protocol):
             weight: where every learned `weight` starts, None for the middle of its range or its default.
 
         Raises:
-            ConfigError: nothing is left to learn, or what is to be learned has no useful gradient (the message names it).
+            ConfigError: what is to be learned has no useful gradient (the message names it).
         """
         ...
 

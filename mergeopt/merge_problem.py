@@ -211,11 +211,11 @@ class MergeProblem:
 
     def _coefficients_to_learn(self, operator: str | None, variant: str, groups: object, weight: float | None) -> LearnedCoefficients:
         rule = self.operator if operator is None else find_operator(operator, variant)
+        experts = self.pool.expert_names
         if operator is None:
             arguments, learned = self._midpoint.arguments, self.coefficients.learnable()
         else:
-            arguments, learned = _defaults(rule), ["weight"]
-        experts = self.pool.expert_names
+            arguments, learned = _defaults(rule, experts), ["weight"]
         begun = {
             name: _begun(argument, self.pool.names, groups, weight if name == "weight" else None, experts) if name in learned else argument
             for name, argument in arguments.items()
@@ -293,20 +293,21 @@ class _Members:
         self.names = problem.pool.expert_names
 
     def merged(self, lineage: Lineage) -> Recipe:
-        return replace(self._problem.merged(), lineage=_shortest(lineage, tuple(range(len(self.names)))))
+        return replace(self._problem.merged(), lineage=_told(lineage))
 
     def alone(self, slot: int, lineage: Lineage) -> Recipe:
-        return replace(self._problem.alone(self.names[slot]), lineage=_shortest(lineage, (slot,)))
+        # The other members are told too: the rows that hold them then stay what they are from one candidate to the next.
+        return replace(self._problem.alone(self.names[slot]), lineage=_told(lineage))
 
 
-def _shortest(lineage: Lineage, slots: tuple[int, ...]) -> Lineage | None:
-    """Return what some slots need of a lineage, None where that is the experts themselves: equal weights then have equal recipes."""
-    needed = lineage.ancestors(slots)
-    return needed if needed.steps else None
+def _told(lineage: Lineage) -> Lineage | None:
+    """Return a lineage, None where it is the experts themselves, so that their recipe is that of any other merge of them."""
+    return lineage if lineage.steps else None
 
 
-def _defaults(operator: MergeOperator) -> dict[str, Argument]:
-    return {param.name: Argument("model", None, {"model": param.default}, static=True) for param in operator.params}
+def _defaults(operator: MergeOperator, experts: Sequence[str]) -> dict[str, Argument]:
+    each = {param.name: dict.fromkeys(experts, param.default) if param.per_expert else param.default for param in operator.params}
+    return {name: Argument("model", None, {"model": value}, static=True) for name, value in each.items()}
 
 
 def _begun(argument: Argument, names: Sequence[str], groups: object, value: float | None, experts: Sequence[str]) -> Argument:

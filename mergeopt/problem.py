@@ -35,7 +35,7 @@ class Members(Protocol):
         ...
 
     def alone(self, slot: int, lineage: Lineage) -> Recipe:
-        """Return the newest version of one member as it is."""
+        """Return the newest version of one member as it is; the recipe holds the whole lineage."""
         ...
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergeopt.errors import RecipeError
@@ -17,6 +17,7 @@ START = Lineage(MEMBERS)
 STEP = Step(0, ((1, 0),), 0.5, 0.5, 7)
 
 
+@settings(deadline=None)
 @given(lineages())
 def test_json_leads_back(lineage: Lineage) -> None:
     """A lineage survives JSON text, every float to the bit and every identity."""
@@ -25,6 +26,7 @@ def test_json_leads_back(lineage: Lineage) -> None:
     assert back.identities() == lineage.identities()
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(0, 1), st.integers(0, 2**63 - 1))
 def test_json_keeps_every_number(scale: float, rate: float, seed: int) -> None:
     """Any finite scale, any rate and any seed come back as they were."""
@@ -44,6 +46,7 @@ def test_versions_count_steps_of_a_slot() -> None:
     assert [lineage.version(slot) for slot in range(3)] == [2, 0, 1]
 
 
+@settings(deadline=None)
 @given(lineages(), st.sets(st.integers(0, 2)))
 def test_ancestors_are_what_is_needed_and_no_more(lineage: Lineage, slots: set[int]) -> None:
     """Ancestors give wanted versions the same identities, are ancestors of themselves, and lose something with every step taken out."""
@@ -74,6 +77,7 @@ def test_ancestors_by_hand() -> None:
     assert lineage.ancestors((0, 1)) == lineage
 
 
+@settings(deadline=None)
 @given(lineages(), st.integers(0, 2**32))
 def test_identity_is_history(lineage: Lineage, seed: int) -> None:
     """What is made later does not change identities; versions made differently have different ones."""
@@ -95,6 +99,15 @@ def test_identity_sees_every_part_of_a_step(change: dict[str, Any]) -> None:
     assert START.child(pair).identity(0, 1) != START.child(replace(pair, references=pair.references[::-1])).identity(0, 1)
     three = Step(0, ((1, 0), (2, 0), (2, 0)), 0.5, 0.5, 7, mutation="rand/1")
     assert START.child(three).identity(0, 1) != START.child(replace(three, mutation="current-to-best")).identity(0, 1)
+
+
+def test_identity_goes_back_to_the_beginning() -> None:
+    """The same step is another version where its reference, or its parent, has another history."""
+    one, two = (START.child(replace(STEP, slot=1, references=((0, 0),), seed=seed)) for seed in (1, 2))
+    later = replace(STEP, references=((1, 1),))
+    assert one.child(later).identity(0, 1) != two.child(later).identity(0, 1)
+    same = replace(STEP, slot=1, references=((2, 0),))
+    assert one.child(same).identity(1, 2) != two.child(same).identity(1, 2)
 
 
 def test_identity_does_not_see_the_order_of_independent_steps() -> None:
@@ -181,6 +194,7 @@ def test_a_damaged_lineage_is_refused(change: dict[str, Any], message: str) -> N
         Lineage.from_json({"format": 1, "members": ["a"]})
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

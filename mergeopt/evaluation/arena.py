@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mergeopt.models.layout import Layout, Segment
@@ -41,7 +42,7 @@ class CandidateArena:
 
     def __init__(self, candidates: int, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout = layout
-        self.rows = torch.zeros((candidates, layout.size), dtype=dtype, device=device)
+        self.rows = _zeros(candidates, layout.size, dtype, device)
         self.model = layout.live_model(dtype, device)
         self._views = [[row[s.start : s.end].view(s.shape) for s in layout.segments] for row in self.rows]
         self._homes = [_Home.find(self.model, segment.live) for segment in layout.segments]
@@ -66,6 +67,14 @@ class CandidateArena:
         for home, view in zip(self._homes, self._views[candidate], strict=True):
             home.hold(view)
         return self.model
+
+
+def _zeros(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros [rows, size]; on a CPU, memory is taken only as rows are written: a search of single candidates needs but one."""
+    if device.type != "cpu":
+        return torch.zeros((rows, size), dtype=dtype, device=device)
+    raw = np.zeros(rows * size * torch.empty(0, dtype=dtype).element_size(), dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(rows, size)
 
 
 class _Home:

@@ -31,11 +31,11 @@ class LearnedCoefficients:
     Args:
         operator: whose parameters.
         values: of all its parameters; those named in `learned` are where learning starts.
-        learned: names of the parameters to learn.
+        learned: names of the parameters to learn; may be none.
         experts: names, in order.
 
     Raises:
-        ConfigError: nothing is to be learned, or a parameter that is has no useful gradient.
+        ConfigError: a parameter to be learned has no useful gradient.
     """
 
     def __init__(
@@ -43,8 +43,6 @@ class LearnedCoefficients:
     ) -> None:
         self.operator, self.experts = operator, tuple(experts)
         self._values = dict(values)
-        if not learned:
-            raise ConfigError(f"operator {operator.name!r}: no parameter is searched, so there is nothing to learn; give one a range")
         for name in learned:
             _check_gradient(operator, values[name].param)
         self._learned = {
@@ -54,6 +52,14 @@ class LearnedCoefficients:
     def parameters(self) -> list[torch.Tensor]:
         """Return the leaves: float64, [knots, K] of a per-expert parameter, [knots] of another."""
         return [learned.leaf for learned in self._learned.values()]
+
+    def project(self) -> None:
+        """Put every leaf back into the bounds that the operator declares for it; after each step, where a parameter has any."""
+        with torch.no_grad():
+            for learned in self._learned.values():
+                param = learned.values.param
+                if param.low is not None or param.high is not None:
+                    learned.leaf.clamp_(param.low, param.high)
 
     def values(self) -> dict[str, ParameterValues]:
         """Return the values of all parameters now."""

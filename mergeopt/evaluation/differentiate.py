@@ -101,7 +101,7 @@ class ModelGradients:
         """Return coefficients to learn.
 
         Raises:
-            ConfigError: nothing is left to learn, or what is to be learned has no useful gradient.
+            ConfigError: what is to be learned has no useful gradient.
         """
         return self._begin(operator, variant, groups, weight)
 
@@ -113,16 +113,15 @@ class ModelGradients:
     def merged(self, coefficients: Coefficients, name: str) -> torch.Tensor:
         """Return one tensor of the merge alone, [*shape] float32."""
         segment = next(segment for segment in self._evaluator.layout.segments if segment.name == name)
-        row = torch.empty((1, self._evaluator.layout.size), dtype=torch.float32, device=self._evaluator.device)
-        with torch.no_grad():
-            self._materializer(own := _own(coefficients))([own.values()], row)
-        return row[0, segment.start : segment.end].view(segment.shape).clone()
+        self._evaluator.model(self._plain(Weights(coefficients)))  # asked for the next tensor, it finds the row made
+        return self._evaluator.arena.rows[ROW, segment.start : segment.end].view(segment.shape).to(torch.float32, copy=True)
 
     def put(self, weights: Weights) -> None:
         """Make the weights in the live model; the gradient gathered so far is dropped."""
         self._gradient.zero_()
         self._evaluator.model(self._plain(weights))
         if weights.learned is not None and weights.preference is not None:
+            self._evaluator.forget(ROW)
             row, preference = self._evaluator.arena.rows[ROW], weights.preference.to(self._evaluator.device)
             for segment in self._targets(weights.learned):
                 with torch.no_grad(), self._threads():
@@ -259,6 +258,7 @@ class ModelGradients:
             with torch.no_grad():
                 known |= {item: task.predict(model, "search", [item], self._evaluator.device).logits for item in missing}
             self._evaluator.arena.rows[ROW].copy_(kept)
+            self._evaluator.forget(ROW)
         found = torch.cat([known[item] for item in items])
         if sum(logits.numel() for logits in known.values()) > MOST_LOGITS:
             known.clear()

@@ -12,7 +12,7 @@ import torch
 
 from mergeopt.errors import CandidateError, RecipeError
 from mergeopt.evaluation.arena import CandidateArena, DeltaArena
-from mergeopt.evaluation.materialize import Materializer, Stack, Values, stream
+from mergeopt.evaluation.materialize import Contents, Materializer, Stack, Values, stream
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
@@ -77,6 +77,7 @@ class Evaluator:
         self.arena = CandidateArena(batch, layout, dtype, self.device)
         self._sources: torch.Tensor | None = None  # base and experts (or members in their places), [K + 1, P]
         self._population: Population | None = None
+        self._contents = [Contents() for _ in range(batch)]  # of the arena's rows
         self._materializers: dict[str, Materializer] = {}
         self._learned: dict[str, LearnedSet] = {}
         self._groupings: dict[str, Grouping] = {}
@@ -174,12 +175,16 @@ class Evaluator:
             return [self._stream(operator, recipe, one, row) for recipe, one, row in zip(recipes, values, rows, strict=True)]
         if operator.expert_rows is not None:
             self._hold(first.lineage)
-        out = self.arena.rows[rows[0] : rows[0] + len(rows)]
-        errors = materializer(values, out)
-        for recipe, row in zip(recipes, out, strict=True):
+        errors = materializer(values, self.arena.rows[rows[0] : rows[0] + len(rows)], [self._contents[row] for row in rows])
+        for recipe, row in zip(recipes, rows, strict=True):
             for segment, correction in self._corrections(recipe):
-                row[segment.start : segment.end].add_(correction.reshape(-1))
+                self.forget(row)
+                self.arena.rows[row, segment.start : segment.end].add_(correction.reshape(-1))
         return errors
+
+    def forget(self, row: int) -> None:
+        """Take a row of the arena for unknown, because something else was written into it."""
+        self._contents[row].forget()
 
     def _materializer(self, operator: MergeOperator, recipe: Recipe) -> Materializer | None:
         """Return what makes recipes like this one from an arena, None where they are made tensor by tensor."""
@@ -201,7 +206,9 @@ class Evaluator:
                 self._population = Population(self.layout, rows, self.device)
             else:
                 self._population = Population(self.layout, self._sources[1:], self.device)
-        self._population.hold(lineage or Lineage(self.layout.pool.expert_names))
+        if self._population.hold(lineage or Lineage(self.layout.pool.expert_names)):
+            for row in range(len(self._contents)):
+                self.forget(row)
 
     def _corrections(self, recipe: Recipe) -> Iterator[tuple[Segment, torch.Tensor]]:
         """Yield what a learned set adds to a recipe's merge, by tensor, float32 [*shape]."""
@@ -220,6 +227,7 @@ class Evaluator:
 
     def _stream(self, operator: MergeOperator, recipe: Recipe, values: Values, row: int) -> str | None:
         added = dict(self._corrections(recipe))
+        self.forget(row)
         try:
             for segment, tensor in stream(self.layout, operator, values, self.device, self._stack(recipe)):
                 made = tensor + added[segment] if segment in added else tensor

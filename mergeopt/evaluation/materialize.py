@@ -21,7 +21,7 @@ from mergeopt.models.layout import Layout, Segment
 from mergeopt.operators.contract import Arguments, Dense, Linear, MergeOperator, Plan, Static, check_plan
 from mergeopt.recipe import groups_json
 
-__all__ = ["CHUNK", "Cell", "Materializer", "Run", "Stack", "Values", "stream"]
+__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Run", "Stack", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
 ELEMENTS = 1 << 20  # elements per call of an elementwise rule, to bound its temporaries
@@ -43,6 +43,32 @@ class Run:
 
 
 Cell = tuple[Hashable, list[Run]]
+
+
+class Contents:
+    """What a row of a candidate arena holds: by which cells it was made, and with which coefficients each of them."""
+
+    __slots__ = ("_cells", "_coefficients")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Take the row for unknown: something else was written into it, or what it was made of has changed."""
+        self._cells: list[Cell] | None = None
+        self._coefficients: dict[int, bytes] = {}
+
+    def differs(self, cells: list[Cell], cell: int, coefficients: bytes | None) -> bool:
+        """Whether a cell is to be written; taken as written then, None for what cannot be told apart."""
+        if self._cells is not cells:
+            self.forget()
+            self._cells = cells
+        if coefficients is not None and self._coefficients.get(cell) == coefficients:
+            return False
+        self._coefficients.pop(cell, None)
+        if coefficients is not None:
+            self._coefficients[cell] = coefficients
+        return True
 
 
 class Materializer:
@@ -72,26 +98,29 @@ class Materializer:
         for index, segment in enumerate(layout.segments):
             base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
             out = self.rows[:, segment.start : segment.end]
-            self._states[index] = operator.prepare(base, experts, fixed.at(index), overall, out)
+            self._states[index] = operator.prepare(base, experts, fixed.at(index), overall, out, segment.name)
 
-    def __call__(self, candidates: Sequence[Values], out: torch.Tensor) -> list[str | None]:
+    def __call__(self, candidates: Sequence[Values], out: torch.Tensor, contents: Sequence[Contents] | None = None) -> list[str | None]:
         """Write the weights of n candidates into rows [n, P] and return what is wrong with each, None where nothing is.
 
         Args:
             candidates: parameter values of equal groupings, with the fixed values this was prepared for.
             out: rows of a candidate arena, any float dtype.
+            contents: of these rows; tensors whose coefficients are there already are not written again.
         """
         errors: list[str | None] = [None] * len(candidates)
+        known = contents or [Contents() for _ in candidates]
         cells = self.cells(candidates[0])
         for start in range(0, len(candidates), CHUNK):
             for indices, arguments_at in _alike(candidates[start : start + CHUNK], self.device):
                 rows = [start + index for index in indices]
-                for state, runs in cells:
+                for number, (state, runs) in enumerate(cells):
                     plan = self.operator.lower(state, arguments_at(runs[0].tensor))
                     check_plan(plan, len(rows), len(self.rows), self.operator.name)
                     _note(plan, rows, errors)
-                    for run in runs:
-                        _execute(plan, self.rows[:, run.start : run.end], out, rows, run.start, errors)
+                    for part, where in _unwritten(plan, rows, [known[row] for row in rows], cells, number):
+                        for run in runs:
+                            _execute(part, self.rows[:, run.start : run.end], out, where, run.start, errors)
         return errors
 
     def cells(self, like: Values) -> list[Cell]:
@@ -125,7 +154,7 @@ def stream(
     for index, segment in enumerate(layout.segments):
         base, experts = layout.pool.read_base(segment.name, device), stacked(segment)
         rows = torch.zeros((operator.rows(fixed.at(index), len(experts)), base.numel()), dtype=torch.float32, device=device)
-        state = operator.prepare(base, experts, fixed.at(index), overall, rows)
+        state = operator.prepare(base, experts, fixed.at(index), overall, rows, segment.name)
         plan = operator.lower(state, arguments_at(index))
         check_plan(plan, 1, len(rows), operator.name)
         out = torch.empty((1, base.numel()), dtype=torch.float32, device=device)
@@ -204,6 +233,28 @@ def _note(plan: Plan, rows: Sequence[int], errors: list[str | None]) -> None:
         for row, fine in zip(rows, good, strict=True):
             if not fine:
                 errors[row] = "its coefficients are not finite (do its weights add up to zero?)"
+
+
+def _unwritten(
+    plan: Plan, rows: Sequence[int], contents: Sequence[Contents], cells: list[Cell], number: int
+) -> list[tuple[Plan, list[int]]]:
+    """Return what of a plan is to be run, and into which rows: neighbours together."""
+    if not isinstance(plan, Linear):
+        for content in contents:
+            content.differs(cells, number, None)
+        return [(plan, list(rows))]
+    coefficients = plan.coefficients.detach().to(torch.float32)
+    keys = [row.tobytes() for row in coefficients.cpu().numpy()]
+    todo = [index for index, (content, key) in enumerate(zip(contents, keys, strict=True)) if content.differs(cells, number, key)]
+    if len(todo) == len(rows):
+        return [(plan, list(rows))]
+    groups: list[list[int]] = []
+    for index in todo:
+        if groups and index == groups[-1][-1] + 1 and rows[index] == rows[groups[-1][-1]] + 1:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return [(Linear(coefficients[group]), [rows[index] for index in group]) for group in groups]
 
 
 def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int, errors: list[str | None]) -> None:

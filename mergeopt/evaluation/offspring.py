@@ -102,7 +102,8 @@ def _blend_compiled(form: Mixture, operands: Sequence[torch.Tensor], scales: Seq
     """Make the child with compiled code where that is asked for or pays; False when nothing was done."""
     child = operands[0]
     alone = all(operand.data_ptr() != child.data_ptr() for operand in operands[1:])
-    if how == "eager" or not form.terms or not alone or child.numel() < 2:  # cases that compiled code would be made anew for
+    # Compiled code is made for operands in different places, and would be made anew for other forms and for single numbers.
+    if how == "eager" or not form.terms or not alone or child.numel() < 2:
         return False
     twin = compiled(form, child.device)
     if twin.ready(child.numel(), force=how == "compiled") and twin(operands, scales, mask):

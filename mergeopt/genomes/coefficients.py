@@ -130,10 +130,10 @@ class CoefficientSpace:
         return self.space.encode({name: self._inside(name, value) for name, value in values.items()})
 
     def learnable(self) -> list[str]:
-        """Return the parameters that are searched, for those who learn them by gradient, a number for every group and expert.
+        """Return the parameters that are searched, maybe none, for those who learn them by gradient: a number for every group and expert.
 
         Raises:
-            ConfigError: nothing is searched, or a parameter is searched under a condition that a gradient step would not keep.
+            ConfigError: a parameter is searched under a condition that a gradient step would not keep.
         """
         found = [slot for slot in self._slots if slot.dimensions]
         for slot in found:
@@ -143,8 +143,6 @@ class CoefficientSpace:
                     f"{slot.param.name}: ties, simplexes, choices, whole numbers and values fixed for some experts cannot be learned by "
                     "gradient; give it a plain range (low, high)"
                 )
-        if not found:
-            raise ConfigError("no parameter is searched, so there is nothing to learn; give one a range (low, high)")
         return [slot.param.name for slot in found]
 
     def describe(self) -> list[str]:

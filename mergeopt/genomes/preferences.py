@@ -23,8 +23,8 @@ def lattice(objectives: int, divisions: int) -> Points:
 def spread_preferences(objectives: int, points: int) -> Points:
     """Return at most `points` preferences, [n, m]: even steps for two objectives.
 
-    For more: the finest lattice that fits (it holds the corners), the centre, and then points of the next finer lattice, each as far as
-    possible from those before it. With fewer points than corners: the centre, then as many corners as there is room for.
+    For more: the finest lattice that fits together with the centre (a lattice holds the corners), the centre, and then points of the next
+    finer lattice, each as far as possible from those before it. With fewer points than corners: the centre, then corners.
 
     Args:
         objectives: m >= 2.
@@ -37,7 +37,7 @@ def spread_preferences(objectives: int, points: int) -> Points:
     if points <= objectives:
         return np.concatenate([centre, np.eye(objectives)])[:points]
     divisions = 1
-    while comb(divisions + objectives, objectives - 1) <= points:  # points of the lattice with one division more
+    while _with_centre(objectives, divisions + 1) <= points:
         divisions += 1
     chosen = lattice(objectives, divisions)
     others = np.concatenate([centre, lattice(objectives, divisions + 1)])
@@ -48,3 +48,8 @@ def spread_preferences(objectives: int, points: int) -> Points:
             break
         chosen = np.concatenate([chosen, others[place : place + 1]])
     return chosen
+
+
+def _with_centre(objectives: int, divisions: int) -> int:
+    """Return how many points a lattice and the centre have, which some lattices hold."""
+    return comb(divisions + objectives - 1, objectives - 1) + (divisions % objectives != 0)

@@ -232,7 +232,7 @@ class MergeOperator(Protocol):
         """Make the statistics of the whole model of those of all tensors, given in the model's order."""
         ...
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor) -> Any:
+    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> Any:
         """Do all work that no candidate changes for one tensor; write it into rows and return what `lower` needs besides.
 
         Args:
@@ -241,6 +241,7 @@ class MergeOperator(Protocol):
             static: the tensor's fixed parameters.
             overall: what `finish` returned.
             out: [R, S] float32, to be written.
+            name: the tensor's stored name; what random numbers are drawn by.
 
         Returns:
             A hashable state; tensors with equal states and parameter values are lowered together.

@@ -52,7 +52,9 @@ class FunctionOperator:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor) -> tuple[int, ...]:
+    def prepare(
+        self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = ""
+    ) -> tuple[int, ...]:
         out[0].copy_(base.reshape(-1))
         out[1:].copy_((experts - base).reshape(len(experts), -1))
         return tuple(base.shape)

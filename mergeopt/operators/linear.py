@@ -46,7 +46,7 @@ class LinearMerge:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor) -> None:
+    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> None:
         out.copy_(experts.reshape(out.shape))
 
     def lower(self, state: Any, arguments: Arguments) -> Linear:

@@ -44,7 +44,7 @@ class TaskArithmetic:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor) -> None:
+    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> None:
         out[0].copy_(base.reshape(-1))
         out[1:].copy_(experts.reshape(len(experts), -1))
 

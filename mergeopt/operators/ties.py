@@ -10,6 +10,8 @@ import torch
 
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, declare
+from mergeopt.operators.election import VOTE, agreement
+from mergeopt.operators.ranks import descending_ranks
 
 __all__ = ["Ties"]
 
@@ -59,7 +61,7 @@ class Ties:
         weight=Param.real(1.0, search=(0.0, 1.5), per_expert=True, differentiable=True, doc="w_k, weight of each expert's agreeing part"),
         density=Param.real(0.2, low=0.0, high=1.0, search=(0.05, 0.9), per_expert=True, doc="share of each task vector kept by trimming"),
         scale=Param.real(1.0, differentiable=True, doc="lambda, scale of the merged task vector"),
-        vote=Param.choice("sum", ["sum", "count"], doc="sign elected by the sum of values or by the count of signs"),
+        vote=VOTE,
     )
 
     def __init__(self, variant: str = "paper") -> None:
@@ -82,13 +84,15 @@ class Ties:
             return None
         return _overall(torch.cat([tau for tau, _ in surveys], dim=1), surveys[0][1])
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor) -> _State | None:
+    def prepare(
+        self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = ""
+    ) -> _State | None:
         count = len(experts)
         tau = (experts - base).reshape(count, -1)
         out[0].copy_(base.reshape(-1))
         if "density" not in static:
             out[1 : count + 1].copy_(tau)
-            out[count + 1 :].copy_(_ranks(tau).view(torch.float32))
+            out[count + 1 :].copy_(descending_ranks(tau).view(torch.float32))
             return _State(tau.shape[1], count)
         density = torch.as_tensor(static["density"], dtype=torch.float64, device=tau.device)
         trimmed = self._trim(tau, density) if overall is None else torch.where(tau.abs() >= overall.thresholds[:, None], tau, 0.0)
@@ -96,7 +100,7 @@ class Ties:
         if self.variant == "mergekit" or "vote" not in static:
             out[1:].copy_(trimmed)
             return _State(tau.shape[1], count, sign_of_zero)
-        agree = _agreement(trimmed, static["vote"], sign_of_zero)
+        agree = agreement(trimmed, static["vote"], sign_of_zero)
         out[1:].copy_(trimmed * agree / agree.sum(dim=0).clamp(min=1.0))
         return None
 
@@ -120,9 +124,9 @@ class Ties:
     def _combine(self, state: _State, trimmed: torch.Tensor, weight: torch.Tensor, vote: str) -> torch.Tensor:
         weighted = trimmed * weight
         if self.variant != "mergekit":
-            agree = _agreement(trimmed, vote, state.sign_of_zero)
+            agree = agreement(trimmed, vote, state.sign_of_zero)
             return (weighted * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1.0)
-        agree = _agreement(weighted, vote, 1.0)
+        agree = agreement(weighted, vote, 1.0)
         total = (weight * agree).sum(dim=0)
         return (weighted * agree).sum(dim=0) / torch.where(total.abs() < SMALLEST_SUM, 1.0, total)
 
@@ -132,23 +136,7 @@ class Ties:
 
     def _trim(self, tau: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
         kept = self._kept(density, tau.shape[1]).to(torch.int32)
-        return torch.where(_ranks(tau) < kept[:, None], tau, 0.0)
-
-
-def _ranks(tau: torch.Tensor) -> torch.Tensor:
-    """Return int32 [K, S]: how many elements of the row are larger in magnitude, or equal and of lower index."""
-    order = torch.argsort(tau.abs(), dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order, dtype=torch.int32)
-    places = torch.arange(tau.shape[1], dtype=torch.int32, device=tau.device).expand_as(order)
-    ranks.scatter_(1, order, places)
-    return ranks
-
-
-def _agreement(values: torch.Tensor, vote: str, sign_of_zero: float) -> torch.Tensor:
-    """Return float32 [K, S], 1 where a value is non-zero and has the elected sign."""
-    total = (values if vote == "sum" else values.sign()).sum(dim=0)
-    elected = torch.where(total == 0, sign_of_zero, total.sign())
-    return (values.sign() == elected).to(torch.float32)
+        return torch.where(descending_ranks(tau) < kept[:, None], tau, 0.0)
 
 
 def _overall(tau: torch.Tensor, density: torch.Tensor) -> _Overall:

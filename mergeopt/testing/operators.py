@@ -22,9 +22,11 @@ from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Linear, MergeOperator, Param, check_plan
 from mergeopt.recipe import Argument
 
-__all__ = ["OperatorContract"]
+__all__ = ["TENSOR", "OperatorContract"]
 
 SHAPES = ((), (1,), (7,), (64,), (65,), (5, 9), (33, 31), (4, 3, 2, 2))
+TENSOR = "layers.0.w0"
+"""The stored name of every tensor that `reference` is asked about."""
 CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]
 
@@ -238,7 +240,7 @@ def _lowered(
     count = next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))
     overall = operator.finish([operator.survey(base, sources, per_tensor)])
     rows = torch.zeros(operator.rows(per_tensor, len(sources)), base.numel())
-    state = operator.prepare(base, sources, per_tensor, overall, rows)
+    state = operator.prepare(base, sources, per_tensor, overall, rows, TENSOR)
     assert hash(state) == hash(state)
     plan = operator.lower(state, batch)
     check_plan(plan, count, len(rows), operator.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import torch
 
 from mergeopt.differentiable import Coefficients, DifferentiableProblem, Weights
 from mergeopt.errors import ConfigError, StoreError
+from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Result, State, StrategyInfo
 from mergeopt_strategies.adam import Adam
@@ -96,7 +98,10 @@ class AdaMerging:
         self._total = gradient_steps(NAME, budget)
         if self._total < 1:
             raise ConfigError(f"{NAME}: expected 1 or more gradient steps in the budget, got {self._total}")
+        self._threads = pick_threads(None, sum(math.prod(shape) for shape in self._problem.shapes.values()))
         self._coefficients = self._begin(self._problem)
+        if not self._coefficients.parameters():
+            raise ConfigError(f"{NAME}: the merge searches no parameter, so there is nothing to learn; give one a range (low, high)")
         self._adam = Adam(self._coefficients.parameters(), self._rate)
         items = [0 if self._losses[name] == "distance" else self._problem.items(name) for name in self._names]
         self._batches = [Batches(count, self._size, [seed, i]) for i, count in enumerate(items)]
@@ -115,10 +120,11 @@ class AdaMerging:
             recipe = self._problem.recipe(Weights(self._coefficients))
             return Ask((Candidate(recipe=recipe, meta={"steps": self._taken}),), AskState.READY, 0, self._news())
         before, until = self._taken, time.monotonic() + SLICE
-        while self._taken < due:
-            self._step()
-            if time.monotonic() >= until:
-                break
+        with computing_threads(self._threads):
+            while self._taken < due:
+                self._step()
+                if time.monotonic() >= until:
+                    break
         return Ask((), AskState.LEARNING, self._taken - before, self._news())
 
     def tell(self, results: Sequence[Result]) -> None:
@@ -173,6 +179,7 @@ class AdaMerging:
                 for parameter in self._coefficients.parameters():
                     if parameter.ndim == 2:  # one value per expert
                         parameter.clamp_(*self._clamp)
+        self._coefficients.project()
         self._taken += 1
         self._untold += [warning for warning in (watch.warning() for watch in self._watches) if warning is not None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,6 +14,8 @@ import torch
 
 from mergeopt.differentiable import Coefficients, Weights
 from mergeopt.errors import ConfigError, StoreError
+from mergeopt.evaluation.threads import computing_threads, pick_threads
+from mergeopt.genomes.preferences import spread_preferences
 from mergeopt.learned import LearnedSet
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Result, State, StrategyInfo
@@ -23,7 +26,7 @@ from mergeopt_strategies.coverage import coverage_warning, misplaced_share
 from mergeopt_strategies.learner_options import chosen_losses, gradient_steps, gradients
 from mergeopt_strategies.pareto_options import NAME, ParetoOptions
 from mergeopt_strategies.pareto_start import experts_of, fill_with_tucker, no_correction, target_shapes
-from mergeopt_strategies.preferences import draw_preference, edge_paths, spread_preferences
+from mergeopt_strategies.preferences import draw_preference, edge_paths
 from mergeopt_strategies.ranges import Ranges
 from mergeopt_strategies.scalarizers import gradient_weights
 
@@ -134,6 +137,7 @@ class ParetoSet:
                 "give the budget gradient_steps: 300, say"
             )
         self._seed, self._batch = seed, batch
+        self._threads = pick_threads(None, sum(math.prod(shape) for shape in self._problem.shapes.values()))
         self._coefficients, self._learned = self._no_correction()
         self._optimizers = self._make_optimizers()
         self._preferences = np.random.default_rng([seed, 1])
@@ -150,19 +154,8 @@ class ParetoSet:
 
     def ask(self, n: int | None = None) -> Ask:
         """Learn for about a second; when everything is learned, propose the answers to n preferences (None: one batch)."""
-        if not self._begun:
-            self._begin()
-        if self._taken < self._total:
-            before, until = self._taken, time.monotonic() + SLICE
-            while self._taken < self._total:
-                self._step()
-                if time.monotonic() >= until:
-                    break
-            return Ask((), AskState.LEARNING, self._taken - before, self._news())
-        learned = self._kept or self._finish()
-        wanted = self._answers[self._proposed : self._proposed + (self._batch if n is None else n)]
-        self._proposed += len(wanted)
-        return Ask(tuple(self._answer(learned, g) for g in wanted), AskState.READY if wanted else AskState.DONE, 0, self._news())
+        with computing_threads(self._threads):
+            return self._ask(self._batch if n is None else n)
 
     def tell(self, results: Sequence[Result]) -> None:
         """Take note of nothing."""
@@ -208,6 +201,21 @@ class ParetoSet:
             self._said, self._untold, self._kept = list(state["said"]), list(state["untold"]), None
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(f"{NAME}: the stored state is not one of this search: {type(error).__name__}: {error}") from error
+
+    def _ask(self, n: int) -> Ask:
+        if not self._begun:
+            self._begin()
+        if self._taken < self._total:
+            before, until = self._taken, time.monotonic() + SLICE
+            while self._taken < self._total:
+                self._step()
+                if time.monotonic() >= until:
+                    break
+            return Ask((), AskState.LEARNING, self._taken - before, self._news())
+        learned = self._kept or self._finish()
+        wanted = self._answers[self._proposed : self._proposed + n]
+        self._proposed += len(wanted)
+        return Ask(tuple(self._answer(learned, g) for g in wanted), AskState.READY if wanted else AskState.DONE, 0, self._news())
 
     def _starting_experts(self) -> list[str] | None:
         """Return the experts to start from, one per objective; None to start from nothing."""
@@ -276,6 +284,7 @@ class ParetoSet:
             for parameter in self._coefficients.parameters():
                 if parameter.requires_grad and parameter.ndim == 2:  # one value per expert
                     parameter.clamp_(min=0.0)
+        self._coefficients.project()
         tenth, before = max(1, self._total // REFRESHES), self._taken
         self._taken += count
         if self._normalise and before // tenth != self._taken // tenth and self._taken < self._total:

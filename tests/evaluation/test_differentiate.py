@@ -219,7 +219,6 @@ def test_scoring_after_a_step_is_as_before(learning: Make) -> None:
     ("operator", "parameters", "message"),
     [
         ("ties", {"weight": 1.0, "density": {"low": 0.1, "high": 0.9}}, "'density' has no useful gradient"),
-        ("task_arithmetic", {"weight": 0.3}, "nothing to learn"),
         ("task_arithmetic", {"weight": {"low": 0.0, "high": 1.0, "tie": True}}, "plain range"),
     ],
 )

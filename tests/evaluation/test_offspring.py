@@ -100,6 +100,7 @@ def test_golden_hash() -> None:
     assert {unit: keys(7, unit, "0")[0] for unit in GOLDEN_UNITS} == GOLDEN_UNITS
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.text(max_size=20), st.integers(0, 2**33))
 def test_hash_is_as_documented(seed: int, name: str, index: int) -> None:
     """Torch's hash of any seed, name and index is what Python's integers give."""
@@ -246,6 +247,7 @@ FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 PAIRS = st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=50)
 
 
+@settings(deadline=None)
 @given(PAIRS, st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**63 - 1))
 def test_an_interpolation_stays_between_its_ends(pairs: list[tuple[float, float]], scale: float, rate: float, seed: int) -> None:
     """For f in [0, 1] no parameter leaves [min, max] of parent and reference, to the bit."""
@@ -254,6 +256,7 @@ def test_an_interpolation_stays_between_its_ends(pairs: list[tuple[float, float]
     assert bool(((child >= torch.minimum(p, r)) & (child <= torch.maximum(p, r))).all())
 
 
+@settings(deadline=None)
 @given(PAIRS, st.sampled_from(list(MUTATIONS)), st.floats(-2, 2), st.sampled_from(["parameter", "tensor", "layer"]))
 def test_nothing_taken_is_the_parent(pairs: list[tuple[float, float]], mutation: Mutation, scale: float, unit: Any) -> None:
     """Cr = 0 gives the parent to the bit, for every mutation, and so does f = 0 for all that start from the parent."""
@@ -264,6 +267,7 @@ def test_nothing_taken_is_the_parent(pairs: list[tuple[float, float]], mutation:
         assert same(offspring(p, references, step(0.0, 0.7, mutation=mutation, unit=unit)), p)
 
 
+@settings(deadline=None)
 @given(PAIRS, st.sampled_from(["parameter", "tensor", "layer"]), st.integers(0, 2**63 - 1))
 def test_all_taken_is_the_reference(pairs: list[tuple[float, float]], unit: Any, seed: int) -> None:
     """f = 1 and Cr = 1 give the reference to the bit, signs of zeros included."""
@@ -288,7 +292,7 @@ def test_statistics(scale: float, rate: float) -> None:
         assert abs(across - scale * np.sqrt(rate * (1 - rate))) < 0.01 * scale
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 150_000), max_size=4), st.sampled_from(FORMS), st.randoms(use_true_random=False))
 def test_chunks_and_their_order_do_not_matter(cuts: list[int], form: tuple[Mutation, float], order: Any) -> None:
     """A tensor cut anywhere, its pieces made in any order and lying in other buffers, gives the same bits as in one piece."""
@@ -340,7 +344,7 @@ def test_any_size(size: int) -> None:
     assert same(torch.cat([torch.empty(0), *parts]), whole[[j for j in [0, 1, size - 2, size - 1] if 0 <= j < size]])
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(lineages())
 def test_replay_is_every_step_by_itself(lineage: Lineage) -> None:
     """Replaying in place gives what keeping all versions gives, also where steps refer to versions long replaced."""

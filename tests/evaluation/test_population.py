@@ -155,6 +155,15 @@ def test_a_generation_at_once(layout: Layout) -> None:
     assert follow(population, new) == ()
 
 
+def test_steps_are_followed_in_their_order(layout: Layout, reads: list[str]) -> None:
+    """Two new steps, the second of which refers to what the first makes, are both made in place."""
+    population = members(layout)
+    reads.clear()
+    first = Step(2, ((1, 0),), 0.6, 0.5, 1)
+    assert follow(population, Lineage(MEMBERS, (first, Step(0, ((2, 1),), 0.6, 0.5, 2)))) == (0, 2)
+    assert not reads
+
+
 def test_one_member_alone(layout: Layout, reads: list[str]) -> None:
     """With lineages that tell of one member only what it needs, its row is right; while children are kept, no file is read."""
     population = members(layout)
@@ -205,16 +214,18 @@ def test_interrupted_anywhere(layout: Layout, monkeypatch: pytest.MonkeyPatch, w
         assert torch.equal(population.rows, expected(layout, then))
         assert population.hold(held) == (differing if then is target else ())
         assert torch.equal(population.rows, expected(layout, held))
+        assert follow(population, target) == differing
 
 
 def stopping(function: Callable[..., Any], after: int) -> Callable[..., Any]:
-    """Work so many times, then be interrupted."""
+    """Work so many times, and once more before an interruption is noticed."""
     times = iter(range(after))
 
     def run(*args: Any, **options: Any) -> Any:
+        done = function(*args, **options)
         if next(times, None) is None:
             raise KeyboardInterrupt
-        return function(*args, **options)
+        return done
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -59,10 +60,20 @@ class Child:
         """What it has printed on standard error so far."""
         return self._err.read_text()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, by itself or not."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        return self._done is not None
+
     def stop(self) -> None:
         """End it if it has not ended: a failed test may have left it at work."""
         if self._done is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
     def wait(self) -> Done:
@@ -135,25 +146,38 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def stored(folder: Path) -> int:
     """Return how many trials a run folder holds, 0 where there is no run yet."""
+    return _number(folder, "SELECT count(*) FROM trials")
+
+
+def stood(folder: Path) -> int:
+    """Return how many gradient steps the learner of a run folder had taken when its state was stored last, 0 where none is stored."""
+    return _number(folder, "SELECT coalesce(max(steps), 0) FROM learner")
+
+
+def _number(folder: Path, query: str) -> int:
     if not (folder / "run.db").exists():
         return 0
     try:
         connection = sqlite3.connect(f"{(folder / 'run.db').as_uri()}?mode=ro", uri=True, timeout=5.0)
         try:
-            return int(connection.execute("SELECT count(*) FROM trials").fetchone()[0])
+            return int(connection.execute(query).fetchone()[0])
         finally:
             connection.close()
     except sqlite3.OperationalError:  # being made, or just left by a killed writer
         return 0
 
 
-def wait_for_trials(folder: Path, count: int, child: Child, seconds: float = 60.0) -> None:
-    """Return when a run folder holds so many trials, or the run says that it is done."""
+def wait_until(what: Callable[[], bool], child: Child, seconds: float = 60.0) -> None:
+    """Return when something is so, or the command says that it is done, or has ended."""
     until = time.monotonic() + seconds
-    while stored(folder) < count and "done (" not in child.said:
-        if time.monotonic() > until:
-            raise AssertionError(f"{folder} holds {stored(folder)} trials after {seconds} s, expected {count}: {child.said}")
+    while not what() and "done (" not in child.said and not child.ended:
+        assert time.monotonic() < until, child.said
         time.sleep(0.01)
+
+
+def wait_for_trials(folder: Path, count: int, child: Child, seconds: float = 60.0) -> None:
+    """Return when a run folder holds so many trials, or the run is done."""
+    wait_until(lambda: stored(folder) >= count, child, seconds)
 
 
 def refused(done: Done, *texts: str) -> None:

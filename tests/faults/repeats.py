@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from mergeopt.recipe import ordered_json
 from mergeopt.study.run import Run
 
-__all__ = ["everything"]
+__all__ = ["everything", "front"]
 
 
 def everything(folder: Path) -> list[tuple[Any, ...]]:
@@ -19,7 +21,7 @@ def everything(folder: Path) -> list[tuple[Any, ...]]:
             trial.kind,
             trial.name,
             None if trial.genome is None else trial.genome.tobytes(),
-            trial.recipe_json,
+            None if trial.recipe_json is None else ordered_json(_anywhere(json.loads(trial.recipe_json))),
             trial.key,
             trial.status,
             trial.error,
@@ -34,3 +36,18 @@ def everything(folder: Path) -> list[tuple[Any, ...]]:
         )
         for trial in run.trials
     ]
+
+
+def front(folder: Path) -> dict[str, Any]:
+    """Return a run's front as JSON-able data, bit for bit."""
+    data = Run.open(folder).front_json()
+    for point in data["points"]:
+        _anywhere(point["recipe"])
+    return data
+
+
+def _anywhere(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a recipe whose learned set is named by its folder alone: the place before that is the run's own folder."""
+    if recipe is not None and "learned" in recipe:
+        recipe["learned"]["path"] = Path(recipe["learned"]["path"]).name
+    return recipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,6 @@ def test_competing_members_score_what_the_formula_says(make: Make, tmp_path: Pat
         value = trial.values()["quality"]
         assert value == pytest.approx(score(replayed(problem, recipe.lineage)[slot]), rel=1e-6)
         if recipe.lineage:
-            assert recipe.lineage.ancestors((slot,)) == recipe.lineage
             assert recipe.lineage.steps[-1].slot == slot
         best[slot] = max(best[slot], value)
     final = mo.Run.open(tmp_path / "run").trials[-1].recipe
@@ -232,7 +232,7 @@ def test_a_member_that_fails_is_never_kept(make: Make, tmp_path: Path) -> None:
     run = mo.optimize(make(2, (moody,)), "evolver-joint", budget=12, seed=0, out=tmp_path / "run")
     trials = asked(run)
     assert sum(not trial.ok for trial in trials) >= 3
-    for before, after in zip(trials, trials[1:], strict=False):
+    for before, after in pairwise(trials):
         held = len(before.recipe.lineage.steps) if before.recipe.lineage else 0
         now = len(after.recipe.lineage.steps)
         assert now == held + 1 if before.ok else now <= held

@@ -109,7 +109,7 @@ def test_three_objectives(tmp_path: Path) -> None:
     """Learned from nothing, the answers to a lattice of 105 preferences are as near to a dense true front as exact ones, to 5 %."""
     toy = isotropic(tmp_path, objectives=3)
     dense = toy.front(simplex(3, 30))
-    preferences, found, _ = learn(toy, 1200, 105, start="zero", rank=6, normalise=False, **FAST)
+    preferences, found, _ = learn(toy, 1000, 105, start="zero", rank=6, normalise=False, **FAST)
     exact = toy.front(preferences)
     assert inverted_distance(found, dense) <= 1.05 * inverted_distance(exact, dense)
     assert hypervolume_ratio(found, dense) >= 0.995 * hypervolume_ratio(exact, dense)
@@ -121,8 +121,9 @@ def test_curved_pareto_sets(tmp_path: Path, condition: float, linear: float, ext
     toy = anisotropic(tmp_path, condition=condition)
     preferences = simplex(2, POINTS - 1)
     soup = hypervolume_ratio(toy.soup(preferences), toy.front(preferences))
-    _, plain, _, quiet = measures(toy, 1500 if condition > 50 else 600, rank=5, **FAST)
-    _, curved, _, silent = measures(toy, 1000, rank=5, phi="mlp", **FAST)
+    steps = 1200 if condition > 50 else 600
+    _, plain, _, quiet = measures(toy, steps, rank=5, **FAST)
+    _, curved, _, silent = measures(toy, steps, rank=5, phi="mlp", **FAST)
     assert plain >= linear
     assert curved >= extended
     assert soup < plain < curved
@@ -140,7 +141,7 @@ def test_smooth_chebyshev_reaches_into_a_bulging_front(bulging: Toy) -> None:
 
 def test_linear_scalarization_of_a_bulging_front_fails_and_says_so(bulging: Toy) -> None:
     """With an mlp of the preference it falls to the ends: it misses every mark that stch meets, and a warning names the cure."""
-    igd, volume, share, warnings = measures(bulging, 1500, phi="mlp", **FAST)
+    igd, volume, share, warnings = measures(bulging, 700, phi="mlp", **FAST)
     assert igd > 0.006
     assert volume < 0.985
     assert share < 0.98
@@ -220,16 +221,14 @@ def test_paper_preset(flat: Toy) -> None:
     torch.testing.assert_close(flat.problem.evaluator.model(middle).state_dict()[NAME], 0.3 * experts.sum(dim=0), rtol=0, atol=1e-5)
 
 
-def test_frozen_coefficients_stay(flat: Toy) -> None:
-    """With coefficient_rate 0 the merge keeps its weights; with a rate they move, and never below zero."""
-    for rate, moves in ((0.0, False), (0.5, True)):
-        strategy = ready(flat, 5, coefficient_rate=rate, weight=0.5, points=1, **FAST)
+def test_coefficients_learn_at_their_rate(flat: Toy) -> None:
+    """With coefficient_rate 0 the merge keeps its weights; with a rate they move toward the optimum, and stop at zero."""
+    for rate, expected in ((0.0, 3.0), (0.1, 2.9), (5.0, 0.0)):
+        strategy = ready(flat, 1, coefficient_rate=rate, weight=3.0, points=1, start="zero", **FAST)
         strategy.ask()
         recipe = strategy.ask().candidates[0].recipe
         assert recipe is not None
-        values = list(recipe.arguments["weight"].values["model"].values())
-        assert (values != [0.5, 0.5]) == moves
-        assert min(values) >= 0.0
+        assert list(recipe.arguments["weight"].values["model"].values()) == pytest.approx([expected, expected], abs=1e-6)
 
 
 def test_proposals_come_as_asked(flat: Toy) -> None:

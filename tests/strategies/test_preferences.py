@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergeopt_strategies.preferences import draw_preference, edge_paths, lattice, spread_preferences
+from mergeopt.genomes.preferences import lattice, spread_preferences
+from mergeopt_strategies.preferences import draw_preference, edge_paths
 
 
 @given(objectives=st.integers(2, 5), divisions=st.integers(1, 6))

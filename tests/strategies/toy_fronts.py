@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from mergeopt.evaluation.objectives import FunctionObjective
+from mergeopt.genomes.preferences import lattice
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import AskState, Budget
 from mergeopt.study.run import opened
 from mergeopt_strategies.pareto_set import ParetoSet
-from mergeopt_strategies.preferences import lattice
 from tests.tiny_models import Grid
 
 Array = npt.NDArray[np.float64]
