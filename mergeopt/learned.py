@@ -224,7 +224,7 @@ class LearnedSet:
             merge, info, promised = Recipe.from_json(description["merge"]), description["info"], description["hash"]
             if not isinstance(info, dict):
                 raise TypeError(f"expected info to be an object, got {info!r}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RecipeError(f"damaged learned set {place}: {DESCRIPTION}: {type(error).__name__}: {error}") from error
         tensors = _read_tensors(place / TENSORS, [target[0] for target in targets], kind)
         factors = {name: Factors(*(tensors[f"{part}/{name}"] for part in "ABG")) for name, *_ in targets}
@@ -295,7 +295,10 @@ def _read_description(file: Path) -> dict[str, Any]:
             raise RecipeError(f"damaged learned set: {file} is longer than {LONGEST} bytes")
         data = json.loads(file.read_bytes())
     except OSError as error:
-        raise RecipeError(f"cannot read the learned set {file.parent}: {file.name}: {error.strerror}") from error
+        raise RecipeError(
+            f"cannot read the learned set {file.parent}: {file.name}: {error.strerror}; if it lies elsewhere by now, a recipe is made with "
+            "--map learned=PATH"
+        ) from error
     except (ValueError, RecursionError) as error:  # no JSON, or not even text
         raise RecipeError(f"damaged learned set: {file} is no JSON: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -181,7 +181,7 @@ class Recipe:
             raise
         except KeyError as error:
             raise RecipeError(f"damaged recipe: the key {error} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecipeError(f"damaged recipe: {error}") from error
 
     @classmethod
@@ -197,8 +197,8 @@ class Recipe:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
         try:
             data = json.loads(text)
-        except ValueError as error:  # no JSON, or not even text
-            raise RecipeError(f"{path} is no JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # no JSON, or not even text
+            raise RecipeError(f"{path} is no JSON, and so no recipe: {error}") from error
         return cls.from_json(data)
 
     def relocated(self, places: Mapping[str, str]) -> Recipe:

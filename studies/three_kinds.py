@@ -21,8 +21,10 @@ from typing import Any
 import yaml
 
 import mergeopt as mo
+from mergeopt.genomes.preferences import spread_preferences
 from mergeopt.report.plot import draw
 from mergeopt.report.summary import summarise
+from mergeopt.study.front import hypervolume
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "three_kinds.json"
@@ -36,6 +38,7 @@ STRATEGIES: dict[str, Any] = {
     "pareto-set": {"name": "pareto-set"},
 }
 SEED = 0
+SOUPS = 20
 
 
 def main() -> None:
@@ -89,7 +92,27 @@ def _row(problem: str, strategy: str, run: mo.Run) -> dict[str, Any]:
         "baselines": {name: [value["hypervolume"], value["report_hypervolume"]] for name, value in run.front_json()["baselines"].items()},
         "reference": list(run.reference or ()),
         "warnings": list(run.warnings),
+        **({"rewarded_soups": _soups(run)} if strategy == "pareto-set" else {}),
     }
+
+
+def _soups(run: mo.Run) -> list[float]:
+    """Return the hypervolumes, search and report, of rewarded soups: the experts' weights mixed as 20 spread preferences say."""
+    problem = run.problem
+    if not isinstance(problem, mo.MergeProblem):
+        raise SystemExit("rewarded soups are of models")
+    shares = {"weight": {"simplex": True}}
+    soups = mo.MergeProblem(problem.pool, "linear", problem.objectives, parameters=shares, device="cpu", threads=problem.threads)
+    experts = problem.pool.expert_names
+    proposals = [
+        mo.Proposal("soup", soups.coefficients.weighted(dict(zip(experts, row, strict=True))))
+        for row in spread_preferences(len(experts), SOUPS).tolist()
+    ]
+    volumes = []
+    for part in problem.parts:
+        rows = [[e.scores[o.name].value for o in run.objectives] for e in soups.evaluate(proposals, part)]
+        volumes.append(hypervolume(rows, run.objectives, run.reference or ()))
+    return volumes
 
 
 def _merge(rows: list[dict[str, Any]]) -> None:

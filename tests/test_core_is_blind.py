@@ -31,7 +31,7 @@ def words(tree: ast.Module) -> Iterator[str]:
             yield node.value
         elif isinstance(node, ast.Name):
             yield node.id
-        elif isinstance(node, ast.Attribute):
+        elif isinstance(node, ast.Attribute) and node.attr != "random":  # of numpy and its generators
             yield node.attr
         elif isinstance(node, ast.alias):
             yield node.name

@@ -287,17 +287,16 @@ def corrections(
     """
     segments = {segment.name: segment for segment in layout.segments}
     preference = learned.check_preference(asked.preference)
-    for name in learned.targets:
-        with torch.no_grad():
-            correction = learned.delta(name, preference).to(device)
-        segment = segments.get(name)
-        if segment is None or segment.shape != tuple(correction.shape):
+    for name, factors in learned.factors.items():
+        segment, shape = segments.get(name), (len(factors.left), len(factors.right))
+        if segment is None or segment.shape != shape:  # before a product that may be of any size is made
             there = "none" if segment is None else str(list(segment.shape))
             raise RecipeError(
-                f"the learned set corrects {name} of shape {list(correction.shape)}, the model's merged tensors hold {there}; give the "
-                "models it was learned for"
+                f"the learned set corrects {name} of shape {list(shape)}, the model's merged tensors hold {there}; give the models it was "
+                "learned for"
             )
-        yield segment, correction
+        with torch.no_grad():
+            yield segment, learned.delta(name, preference).to(device)
 
 
 def recipe_values(operator: MergeOperator, recipe: Recipe, layout: Layout, known: dict[str, Grouping]) -> Values:

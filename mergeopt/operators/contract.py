@@ -9,6 +9,7 @@ to the end, so gradients flow through every plan that is differentiable in them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -85,7 +86,7 @@ class Param:
             if value not in self.options or isinstance(value, bool) is not isinstance(self.options[self.options.index(value)], bool):
                 raise ConfigError(f"{self.name}: expected one of {list(self.options)}, got {value!r}")
             return
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value in (float("inf"), -float("inf")):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise ConfigError(f"{self.name}: expected a finite number, got {value!r}")
         if self.kind == "int" and value != int(value):
             raise ConfigError(f"{self.name}: expected a whole number, got {value!r}")

@@ -18,6 +18,7 @@ __all__ = ["DATABASE", "database_errors", "open_reader", "open_writer", "transac
 DATABASE = "run.db"
 APPLICATION = 0x6D6F7074  # "mopt", in SQLite's application_id
 SCHEMA_VERSION = 1
+LOGS = ("-wal", "-journal")  # of write-ahead logging, and of a run killed while it folded that log into the file
 MAGIC = b"SQLite format 3\x00"
 NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "afs")
 SCHEMA = """
@@ -91,9 +92,9 @@ def open_reader(folder: Path) -> Iterator[sqlite3.Connection]:
         try:
             connection = _connect_read_only(path)
         except sqlite3.OperationalError:
-            if not path.with_name(DATABASE + "-wal").exists():
+            if not any(path.with_name(DATABASE + log).exists() for log in LOGS):
                 raise
-            connection = _connect_read_only(_copy(path, Path(scratch)))
+            connection = sqlite3.connect(_copy(path, Path(scratch)), isolation_level=None, timeout=10.0)
         try:
             _check_schema(connection, path)
             connection.execute("BEGIN")  # one snapshot, whatever a writer does meanwhile
@@ -200,9 +201,10 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _copy(path: Path, scratch: Path) -> Path:
-    """Copy a database with its log to where the log can be replayed; a read-only folder with a log left by a killed run needs it."""
-    for name in (DATABASE, DATABASE + "-wal"):
-        shutil.copyfile(path.with_name(name), scratch / name)
+    """Copy a database with its logs to where they can be played: what a killed run left, in a folder that cannot or must not be written."""
+    for name in (DATABASE, *(DATABASE + log for log in LOGS)):
+        if path.with_name(name).exists():
+            shutil.copyfile(path.with_name(name), scratch / name)
     return scratch / DATABASE
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from mergeopt.errors import ExportError, RecipeError, StoreError
+from mergeopt.errors import CandidateError, ExportError, RecipeError, StoreError
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.evaluator import corrections, open_learned, recipe_values
 from mergeopt.evaluation.materialize import Stack, stream
@@ -121,7 +121,10 @@ def make_model(pool: Pool, recipe: Recipe, operator: MergeOperator | None = None
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for segment, tensor in stream(layout, rule, values, torch.device("cpu"), _members(pool, recipe)):
-            state[segment.live].copy_(tensor + added[segment] if segment in added else tensor)
+            made = tensor + added[segment] if segment in added else tensor
+            if not bool(torch.isfinite(made).all()):
+                raise CandidateError(f"the recipe's weights are not finite (in {segment.name}); nothing was written")
+            state[segment.live].copy_(made)
     return model
 
 

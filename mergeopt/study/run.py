@@ -240,14 +240,14 @@ def optimize(
     _check(problem, strategy, budget=spend, seed=seed, batch=batch, init=init)
     described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
     stored = _stored_header(folder, described, resume=resume)
-    if stored.get("state") == "finished" and spend.evaluations <= stored["budget"]:
-        return Run.open(folder, problem)
     if stored and strategy.info.needs_budget and _spending(spend) != _spending(_stored_budget(stored)):
         raise StoreError(
             f"cannot resume {folder} with {_spending(spend)}: {strategy.info.name!r} searches differently for another budget than the "
             f"stored {_spending(_stored_budget(stored))}; keep that, or start a run in another folder with this run's front as starting "
             "points"
         )
+    if stored.get("state") == "finished" and spend.evaluations <= stored["budget"]:
+        return Run.open(folder, problem)
     strategy.setup(opened(problem, strategy, folder), seed=seed, budget=spend, batch=batch)
     store = Store(folder)
     try:

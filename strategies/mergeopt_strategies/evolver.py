@@ -11,7 +11,7 @@ from mergeopt.errors import ConfigError, nearest
 from mergeopt.lineage import Lineage, Mutation, Step, Unit
 from mergeopt.problem import Members, ProblemInfo
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Result, StrategyInfo
-from mergeopt_strategies.fitness import Fitness
+from mergeopt_strategies.fitness import Fitness, check_fitness
 from mergeopt_strategies.variation import Variation
 
 __all__ = ["Evolver"]
@@ -58,6 +58,7 @@ class Evolver:
         for name, value, known in (("update", update, UPDATES), ("reference", reference, REFERENCES)):
             if value not in known:
                 raise ConfigError(f"{name}: unknown {value!r}; {nearest(str(value), known)}")
+        check_fitness(fitness)
         self._fitness_kind, self._update, self._reference = fitness, update, reference
 
     def setup(self, problem: ProblemInfo, *, seed: int, budget: Budget, batch: int) -> None:

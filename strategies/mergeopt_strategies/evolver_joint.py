@@ -12,7 +12,7 @@ from mergeopt.lineage import Lineage, Mutation, Step, Unit
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Result, StrategyInfo
 from mergeopt_strategies.evolver import members_of
-from mergeopt_strategies.fitness import Fitness
+from mergeopt_strategies.fitness import Fitness, check_fitness
 from mergeopt_strategies.variation import Variation
 
 __all__ = ["EvolverJoint"]
@@ -56,6 +56,7 @@ class EvolverJoint:
             raise ConfigError("evolver-joint: members are judged together, so none is the best; use another mutation than current-to-best")
         if generations is not None and (isinstance(generations, bool) or not isinstance(generations, int) or generations < 1):
             raise ConfigError(f"evolver-joint: generations: expected a whole number >= 1, got {generations!r}")
+        check_fitness(fitness)
         self._fitness_kind, self._generations = fitness, generations
 
     def setup(self, problem: ProblemInfo, *, seed: int, budget: Budget, batch: int) -> None:
@@ -66,6 +67,13 @@ class EvolverJoint:
         """
         self._members = members_of(problem, self.info.name)
         self._variation.check(self._members.names)
+        try:
+            self._members.merged(Lineage(tuple(self._members.names)))
+        except ConfigError as error:
+            raise ConfigError(
+                f"evolver-joint: members are judged by their merge with equal shares, which the problem does not hold: {error}; widen its "
+                "range, or fix it with a number"
+            ) from error
         self._fitness = Fitness(self._fitness_kind, problem.objectives)
         self._rng = np.random.default_rng(seed)
         self._lineage = Lineage(tuple(self._members.names))

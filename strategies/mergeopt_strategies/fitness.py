@@ -12,11 +12,17 @@ import numpy.typing as npt
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.task import ObjectiveInfo
 
-__all__ = ["FITNESS", "Fitness"]
+__all__ = ["FITNESS", "Fitness", "check_fitness"]
 
 Losses = npt.NDArray[np.float64]
 Kind = Literal["mean", "pooled", "worst", "nondominated"]
 FITNESS: tuple[str, ...] = get_args(Kind)
+
+
+def check_fitness(kind: str) -> None:
+    """Raise `ConfigError` when there is no such kind of fitness."""
+    if kind not in FITNESS:
+        raise ConfigError(f"fitness: unknown kind {kind!r}; {nearest(str(kind), FITNESS)}")
 
 
 class Fitness:
@@ -37,8 +43,7 @@ class Fitness:
     """
 
     def __init__(self, kind: str, objectives: Sequence[ObjectiveInfo]) -> None:
-        if kind not in FITNESS:
-            raise ConfigError(f"fitness: unknown kind {kind!r}; {nearest(str(kind), FITNESS)}")
+        check_fitness(kind)
         self.kind = kind
         self._shares = np.full(len(objectives), 1.0 / len(objectives))
         if kind == "pooled":

@@ -17,8 +17,8 @@ __all__ = ["PRESETS", "ParetoOptions"]
 NAME = "pareto-set"
 STARTS = ("zero", "hooi")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "mergeopt": {"scalarizer": "linear", "target_scale": 1.0, "decay": True},
-    "paper": {"scalarizer": "stch", "start": "zero", "weight": 0.3, "decay": False},
+    "mergeopt": {"rank": 16, "scalarizer": "linear", "target_scale": 1.0, "decay": True},
+    "paper": {"rank": 4, "scalarizer": "stch", "start": "zero", "weight": 0.3, "decay": False},
 }
 
 

@@ -54,7 +54,7 @@ class ParetoSet:
         preset: where an option is not given. `mergeopt`: linear scalarizer, start from the experts, weights 1/K, decaying rates.
             `paper`: scalarizer stch, start zero, weights 0.3, constant rates, the loss `entropy` where an objective has it, and `distance`
             to theta_0 + K 0.3 (theta_k - theta_0). The other values are the same for both.
-        rank: r, at most the smaller side of a weight (ours: 4).
+        rank: r, at most the smaller side of a weight (ours: 16; on digits 4 is too little to start from the experts; 4 in `paper`).
         targets: regular expression over stored names; the matrices it is found in are corrected (ours: all; `^(?!.*embed)` leaves
             embeddings out).
         phi: features of the preference, `linear` (the paper's), `quadratic` or `mlp` (both ours), see `mergeopt.learned.Features`.
@@ -86,7 +86,7 @@ class ParetoSet:
         self,
         *,
         preset: str = "mergeopt",
-        rank: int = 4,
+        rank: int | None = None,
         targets: str = ".*",
         phi: str = "linear",
         loss: str | Mapping[str, str] | None = None,

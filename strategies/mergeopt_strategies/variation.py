@@ -43,7 +43,7 @@ class Variation:
     unit: Unit
 
     def __post_init__(self) -> None:
-        if self.mutation not in MUTATIONS:
+        if not isinstance(self.mutation, str) or self.mutation not in MUTATIONS:
             raise ConfigError(f"mutation: unknown {self.mutation!r}; {nearest(str(self.mutation), MUTATIONS)}")
         if self.unit not in UNITS:
             raise ConfigError(f"unit: unknown {self.unit!r}; {nearest(str(self.unit), UNITS)}")

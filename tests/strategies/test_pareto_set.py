@@ -132,7 +132,7 @@ def test_curved_pareto_sets(tmp_path: Path, condition: float, linear: float, ext
 
 def test_smooth_chebyshev_reaches_into_a_bulging_front(bulging: Toy) -> None:
     """On a concave front stch covers everything: IGD <= 0.006, hypervolume >= 0.985, 98 % non-dominated, without a warning."""
-    igd, volume, share, warnings = measures(bulging, 600, scalarizer="stch", start="zero", **FAST)
+    igd, volume, share, warnings = measures(bulging, 600, scalarizer="stch", start="zero", rank=4, **FAST)
     assert igd <= 0.006
     assert volume >= 0.985
     assert share >= 0.98
@@ -141,7 +141,7 @@ def test_smooth_chebyshev_reaches_into_a_bulging_front(bulging: Toy) -> None:
 
 def test_linear_scalarization_of_a_bulging_front_fails_and_says_so(bulging: Toy) -> None:
     """With an mlp of the preference it falls to the ends: it misses every mark that stch meets, and a warning names the cure."""
-    igd, volume, share, warnings = measures(bulging, 700, phi="mlp", **FAST)
+    igd, volume, share, warnings = measures(bulging, 700, phi="mlp", rank=4, **FAST)
     assert igd > 0.006
     assert volume < 0.985
     assert share < 0.98
@@ -266,7 +266,7 @@ def test_entropy_collapses_and_says_so(two_digits: MergeProblem) -> None:
     assert np.max(collapsed) < 0.3
     assert warnings
     assert all("collapsed" in warning and "loss: kl or cross_entropy" in warning for warning in warnings)
-    learned, quiet = digits_scores(two_digits, loss="cross_entropy", learning_rate=1e-2)
+    learned, quiet = digits_scores(two_digits, loss="cross_entropy", learning_rate=1e-2, rank=4)
     assert np.mean(learned[1]) > 0.88
     assert quiet == ()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mergeopt.errors import StoreError
 from mergeopt.problem import Evaluation
 from mergeopt.strategy import Status
+from mergeopt.study.database import DATABASE
 from mergeopt.study.records import pack, unpack
 from mergeopt.study.run import Run, optimize
 from mergeopt.study.store import Store, read_records, read_run
@@ -194,6 +195,28 @@ def test_a_log_left_by_a_killed_writer_is_read(finished: Path, tmp_path: Path) -
     store.close()
     assert Run.open(copy).header["note"] == "in the log only"
     assert facts(Run.open(copy)) == facts(Run.open(finished))
+
+
+def test_a_journal_left_by_a_killed_writer_is_rolled_back(finished: Path, tmp_path: Path) -> None:
+    """A run killed while its log was being folded into the file leaves a hot journal; it is read as it was before, and can be resumed."""
+    whole = read_run(finished)
+    connection = sqlite3.connect(finished / DATABASE, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("PRAGMA cache_size=1")  # so that the changed pages go to the file before anything is committed
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("UPDATE trials SET name = name || 'x'")
+    connection.execute("UPDATE records SET columns = zeroblob(5000)")
+    (tmp_path / "killed").mkdir()
+    for file in finished.glob(DATABASE + "*"):
+        shutil.copyfile(file, tmp_path / "killed" / file.name)
+    connection.close()
+    assert (tmp_path / "killed" / (DATABASE + "-journal")).stat().st_size > 0
+    header, trials = read_run(tmp_path / "killed")
+    assert header == whole[0]
+    assert [trial.name for trial in trials] == [trial.name for trial in whole[1]]
+    store = Store(tmp_path / "killed")
+    assert [trial.name for trial in store.trials()] == [trial.name for trial in whole[1]]
+    store.close()
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
