@@ -30,7 +30,7 @@ imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 # Studies take minutes and are not part of `make test`; each rewrites its small result file under studies/results.
 study-nsga2: $(VENV)/.installed

@@ -16,8 +16,9 @@ from types import FunctionType
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from mergeopt.evaluation.crossover import BLOCK, keys, scramble, signed, threshold
+from mergeopt.evaluation.crossover import BLOCK, keys, threshold
 from mergeopt.evaluation.mutation import Mixture, combine
+from mergeopt.scramble import scramble, signed
 
 __all__ = ["Compiled", "Mask", "compiled", "eager"]
 

@@ -5,13 +5,10 @@ arithmetic is modulo 2^32, so every device and every way to cut a tensor into pi
 
     k0, k1 = the two little-endian 32-bit words of blake2b(message, digest_size=8, person="mask")
              message = seed, floor(index / 2^32), place of the expert (8 bytes each, little-endian), the tensor's stored name (UTF-8)
-    mix(x):  x ^= x >> 16;  x *= 0x7feb352d;  x ^= x >> 15;  x *= 0x846ca68b;  x ^= x >> 16
-    draw   = floor(mix(mix((index mod 2^32) ^ k0) + k1) / 2^16)
+    draw   = floor(mix(mix((index mod 2^32) ^ k0) + k1) / 2^16), with `mix` of `mergeopt.scramble`
 
 A draw stands for the number (draw + 1/2) / 2^16, and an element is kept where that is below its probability. So masks are nested (a larger
 density keeps all that a smaller one keeps), candidates of a seed differ in their parameters alone, and so do operators of a seed.
-
-Source of `mix`: C. Wellons' "lowbias32" (public domain), found by a search for the lowest avalanche bias.
 """
 
 from __future__ import annotations
@@ -19,6 +16,8 @@ from __future__ import annotations
 import hashlib
 
 import torch
+
+from mergeopt.scramble import scramble, signed
 
 __all__ = ["DRAWS", "draws"]
 
@@ -28,7 +27,6 @@ BLOCK = 1 << 32
 """Indices per pair of keys."""
 PIECE = 1 << 18
 """Elements hashed at a time, so that the work stays in a core's caches; divides BLOCK."""
-ROUND = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
 
 
 def draws(seed: int, name: str, place: int, size: int, device: torch.device) -> torch.Tensor:
@@ -47,11 +45,8 @@ def draws(seed: int, name: str, place: int, size: int, device: torch.device) -> 
     for start in range(0, size, PIECE):
         piece = drawn[start : start + PIECE]
         key0, key1 = _keys(seed, name, place, start // BLOCK)
-        torch.add(count[: len(piece)], _signed(start % BLOCK), out=piece)
-        piece.bitwise_xor_(key0)
-        _mix(piece, scratch[: len(piece)])
-        piece.add_(key1)
-        _mix(piece, scratch[: len(piece)])
+        torch.add(count[: len(piece)], signed(start % BLOCK), out=piece)
+        scramble(piece, key0, key1, scratch[: len(piece)])
         piece.bitwise_right_shift_(16).bitwise_and_(DRAWS - 1)  # int32 shifts its sign in
     return drawn
 
@@ -59,18 +54,4 @@ def draws(seed: int, name: str, place: int, size: int, device: torch.device) -> 
 def _keys(seed: int, name: str, place: int, block: int) -> tuple[int, int]:
     message = b"".join(number.to_bytes(8, "little") for number in (seed, block, place)) + name.encode()
     digest = hashlib.blake2b(message, digest_size=8, person=b"mask").digest()
-    return _signed(int.from_bytes(digest[:4], "little")), _signed(int.from_bytes(digest[4:], "little"))
-
-
-def _signed(word: int) -> int:
-    """Return a 32-bit word as torch's int32 reads it."""
-    return word - 2**32 if word >= 2**31 else word
-
-
-def _mix(x: torch.Tensor, scratch: torch.Tensor) -> None:
-    for shift, multiplier in ROUND:
-        torch.bitwise_right_shift(x, shift, out=scratch)
-        scratch.bitwise_and_((1 << 32 - shift) - 1)  # int32 shifts its sign in
-        x.bitwise_xor_(scratch)
-        if multiplier != 1:
-            x.mul_(_signed(multiplier))
+    return signed(int.from_bytes(digest[:4], "little")), signed(int.from_bytes(digest[4:], "little"))

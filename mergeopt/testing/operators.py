@@ -119,6 +119,19 @@ class OperatorContract:
         own = {name: value if _plain(value) else value[candidate] for name, value in arguments.items()}
         return self.reference(base.double().numpy(), sources.double().numpy(), own)
 
+    def test_expert_rows_hold_the_experts(self) -> None:
+        """Where an operator says that its rows are base and experts as they are, they are, whatever is fixed, and no state is left."""
+        operator = self.make()
+        if operator.expert_rows is None:
+            pytest.skip("the operator prepares rows of its own")
+        for experts, static in itertools.product(self.experts(), _splits(operator, self.fixed)):
+            base, sources = _weights((5, 9), experts)
+            fixed = {name: _first(self.arguments(1, experts)[name]) for name in static}
+            rows = torch.zeros((operator.rows(fixed, experts), base.numel()))
+            state = operator.prepare(base, sources, fixed, None, rows, TENSOR)
+            assert state is None
+            assert torch.equal(rows, torch.cat([base[None], sources])[1 - operator.expert_rows :].reshape(len(rows), -1))
+
     def test_the_order_of_experts_does_not_matter(self) -> None:
         """Experts that change places, and their values with them, give the same model up to rounding."""
         if not self.symmetric:
