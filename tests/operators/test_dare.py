@@ -86,7 +86,9 @@ def weights(experts: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.T
     return base, base + 0.01 * torch.randn((experts, *shape), generator=generator)
 
 
-@pytest.mark.parametrize("operator", [DareLinear(), DareLinear("mergekit"), DareTies(), DareTies("mergekit")], ids=repr)
+@pytest.mark.parametrize(
+    "operator", [DareLinear(), DareLinear("mergekit"), DareTies(), DareTies("mergekit")], ids=lambda o: f"{o.name}-{o.variant}"
+)
 @pytest.mark.parametrize("searched", [(), ("density",)])
 def test_nothing_and_everything_kept(operator: MergeOperator, searched: tuple[str, ...]) -> None:
     """At density 0 the base comes back bit for bit; at density 1 and weight 1 one expert, and copies of one, give that expert."""
