@@ -231,7 +231,7 @@ def nest(folder: Path) -> None:
 
 def pickled(folder: Path) -> None:
     """Keep the tensors as a pickle only, under their name."""
-    held = load_file(folder / TENSORS)
+    held = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}  # what is read is mapped, and is written over
     torch.save(held, folder / TENSORS)
 
 
