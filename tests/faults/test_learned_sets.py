@@ -166,7 +166,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     """Return what rewrites the tensors of a learned set."""
 
     def damage(folder: Path) -> None:
-        held = load_file(folder / TENSORS)
+        held = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         change(held)
         save_file(held, folder / TENSORS)
 

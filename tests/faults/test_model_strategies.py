@@ -287,7 +287,7 @@ def test_a_merge_that_equal_shares_are_not_part_of_is_refused(mergeopt: Commands
 def test_experts_of_another_architecture_are_refused(mergeopt: Commands, models: Path, tmp_path: Path, strategy: str) -> None:
     """An expert with other tensors than the base has is named, and nothing is written."""
     held = load_file(models / "turned" / WEIGHTS)
-    narrow = {name: tensor for name, tensor in held.items() if ".layer.1." not in name}
+    narrow = {name: tensor.clone() for name, tensor in held.items() if ".layer.1." not in name}
     assert 0 < len(narrow) < len(held)
     save_file(narrow, models / "turned" / WEIGHTS, metadata={"format": "pt"})
     sources: dict[str, Any] = {"problem": None, "base": "models/base", "experts": ["models/upright", "models/turned"]}
