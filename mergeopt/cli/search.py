@@ -18,7 +18,7 @@ from mergeopt.report.table import render
 from mergeopt.strategy import Budget
 from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.launch import Launch, cached_random_search, starting_points
-from mergeopt.study.run import Run, opened
+from mergeopt.study.run import LEARNED_SETS, Run, opened
 
 __all__ = ["check_run_file", "run_search", "show_front"]
 
@@ -121,7 +121,7 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
 
 def _document(run: Run, summary: Summary) -> dict[str, Any]:
     """Return the front as JSON-able data, the random search among its baselines when there was one."""
-    data = run.front_json()
+    data = {**run.front_json(), "warnings": list(run.warnings)}
     if RANDOM in summary.hypervolumes and RANDOM not in data["baselines"]:
         search, report = summary.hypervolumes[RANDOM]
         data["baselines"][RANDOM] = {"hypervolume": search, "report_hypervolume": report}
@@ -146,6 +146,8 @@ def _show_ways_on(run: Run, file: Path, picture: Path | None) -> None:
     written = [str(run.folder / "run.db"), *([] if picture is None else [str(picture)])]
     typer.echo(f"\nwritten     {', '.join(written)}")
     typer.echo(f"export      mergeopt export {run.folder} --knee --to merged/")
+    for learned in sorted((run.folder / LEARNED_SETS).glob("*")):
+        typer.echo(f"            mergeopt export {learned} --prefer {run.objectives[0].name}=1 --to merged/   (any preference)")
     if run.status == "finished" and not run.header["strategy"].get("needs_budget"):
         typer.echo(f"extend      mergeopt run {file} --out {run.folder} --budget {2 * int(run.header['budget'])} --resume")
 

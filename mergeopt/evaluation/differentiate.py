@@ -216,8 +216,12 @@ class ModelGradients:
         leaves = self._leaves()
         try:
             value, predictions = _loss_of(objective, loss, model, items, device, teacher)
-            if value.requires_grad:
-                torch.autograd.backward(weight * value)
+            if not value.requires_grad:
+                raise ConfigError(
+                    f"objective {objective.info.name!r}: its loss {loss} does not depend on the model's weights (was it computed without "
+                    "gradients?), so nothing can be learned from it"
+                )
+            torch.autograd.backward(weight * value)
         finally:
             for leaf in leaves:
                 leaf.requires_grad_(False)
@@ -281,7 +285,10 @@ def _loss_of(
 ) -> tuple[torch.Tensor, Predictions | None]:
     if isinstance(objective, FunctionObjective) and objective.differentiable is not None and loss == "own":
         given = None if objective.task is None else [objective.task.items("search")[item] for item in items]
-        value = objective.differentiable(model, given, device)
+        try:
+            value = objective.differentiable(model, given, device)
+        except Exception as error:  # the guard around the user's function
+            raise CandidateError(f"objective {objective.info.name!r}: its loss raised {type(error).__name__}: {error}") from error
         if not isinstance(value, torch.Tensor) or value.ndim:
             raise ConfigError(f"objective {objective.info.name!r}: expected a loss that is one number (a 0-d tensor), got {value!r:.80}")
         return value, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,19 @@ def _members(pool: Pool, recipe: Recipe) -> Stack | None:
     return members
 
 
-def open_pool(recipe: Recipe) -> Pool:
+def open_pool(recipe: Recipe, module: Callable[[], torch.nn.Module] | None = None) -> Pool:
     """Open the models of a recipe, checked against its hashes.
+
+    Args:
+        recipe: names them.
+        module: for bare safetensors files, what builds the module they are the weights of.
 
     Raises:
         SourceError: a model is not where the recipe says; `Recipe.relocated` gives another place.
         RecipeError: a model has other contents than the recipe's.
     """
-    pool = Pool(recipe.base.path, {source.name: source.path for source in recipe.experts}, exclude=recipe.exclude, carry=recipe.carry)
+    experts = {source.name: source.path for source in recipe.experts}
+    pool = Pool(recipe.base.path, experts, exclude=recipe.exclude, module=module, carry=recipe.carry)
     _check_sources(pool, recipe)
     return pool
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -39,18 +39,25 @@ class LearnedFront:
         folder: of the learned set; a run of a strategy that learns keeps its sets under `learned/`.
         places: where its models lie now, by name; those it names itself by default.
         operator: of the merge that it corrects, where no installed package registers it.
+        module: for bare safetensors files, what builds the module they are the weights of.
 
     Raises:
         RecipeError: the set is damaged, or a model has other contents than it was learned for.
         SourceError: a model is not where the set says.
     """
 
-    def __init__(self, folder: str | Path, places: Mapping[str, str] | None = None, operator: OperatorFactory | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        places: Mapping[str, str] | None = None,
+        operator: OperatorFactory | None = None,
+        module: Callable[[], torch.nn.Module] | None = None,
+    ) -> None:
         self.folder = Path(folder).absolute()
         self.learned = LearnedSet.load(self.folder)
         self._merge = Recipe.from_json(self.learned.merge).relocated(places or {})
         self._rule = find_operator(operator or self._merge.operator, self._merge.variant)
-        self.pool: Pool = open_pool(self._merge)
+        self.pool: Pool = open_pool(self._merge, module)
         self._layout = Layout(self.pool)
 
     @property

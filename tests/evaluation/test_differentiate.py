@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mergeopt.differentiable import Weights
-from mergeopt.errors import ConfigError
+from mergeopt.errors import CandidateError, ConfigError
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.learned import Factors, LearnedSet
 from mergeopt.merge_problem import MergeProblem
@@ -244,3 +244,21 @@ def test_a_function_brings_its_own_loss(vit_folders: tuple[Path, dict[str, Path]
     (leaf,) = weights.coefficients.parameters()
     assert leaf.grad is not None
     assert float(leaf.grad.abs().min()) > 0.0
+
+
+def test_a_loss_without_a_gradient_is_refused(vit_folders: tuple[Path, dict[str, Path]]) -> None:
+    """A loss that does not depend on the weights is named before anything is learned from it; so is one that raises."""
+
+    def still(model: torch.nn.Module, items: object, device: torch.device) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack([p.square().sum() for p in model.parameters()]).sum()
+
+    def broken(model: torch.nn.Module, items: object, device: torch.device) -> torch.Tensor:
+        raise RuntimeError("boom")
+
+    for loss, error, message in ((still, ConfigError, "does not depend on the model's weights"), (broken, CandidateError, "boom")):
+        objective = FunctionObjective("size", size, items=None, direction="minimize", differentiable=loss)
+        gradients = MergeProblem(Pool(*vit_folders), "task_arithmetic", [objective], device="cpu").gradients(None)
+        gradients.put(Weights(gradients.coefficients()))
+        with pytest.raises(error, match=f"objective 'size'.*{message}"):
+            gradients.loss("size", "own", [], weight=1.0)
