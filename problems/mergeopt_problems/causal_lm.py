@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
+from mergeopt.errors import CandidateError, DataError, nearest
 from mergeopt.task import Part, Predictions, Records
+from mergeopt_problems.drawing import drawn
+from mergeopt_problems.model_inputs import configured, evaluating, forward
+from mergeopt_problems.options import check_whole
 from mergeopt_problems.text_data import TextSource, read
 from mergeopt_problems.text_items import IGNORED, TextItems, Window, WindowBatch, windows
 from mergeopt_problems.tokenization import tokenization
@@ -39,7 +41,7 @@ class TextTask:
     default_metric = "token_loss"
 
     def __init__(self, *, name: str, parts: Mapping[Part, TextItems], batch: int = 16) -> None:
-        _check_whole("batch", batch, 1)
+        check_whole("batch", batch, 1)
         self.name = name
         self.batch = batch
         self._items = dict(parts)
@@ -73,8 +75,8 @@ class TextTask:
         highest = max(items.highest for items in self._items.values())
         longest = max(int(items.lengths.max()) for items in self._items.values())
         # before anything is run: an id past the embedding would take a GPU down
-        self._check_vocabulary(highest, _configured(model, ("vocab_size",)))
-        positions = _configured(model, POSITIONS)
+        self._check_vocabulary(highest, configured(model, ("vocab_size",)))
+        positions = configured(model, POSITIONS)
         if positions is not None and longest > positions:
             raise DataError(
                 f"task {self.name!r}: its windows have up to {longest} tokens, but the model has {positions} positions; "
@@ -105,19 +107,12 @@ class TextTask:
         """
         items = self.items(part)
         nll = np.zeros(len(items), dtype=np.float64)
-        training = model.training
-        if training:
-            model.eval()
-        try:
-            with torch.inference_mode():
-                for start in range(0, len(items), self.batch):
-                    chosen = range(start, min(start + self.batch, len(items)))
-                    batch = items.batch(chosen)
-                    losses = self._losses(_logits(model, batch, device), batch.labels.to(device), part)
-                    nll[chosen.start : chosen.stop] = losses.cpu().double().sum(dim=1).numpy()
-        finally:
-            if training:
-                model.train()
+        with evaluating(model):
+            for start in range(0, len(items), self.batch):
+                chosen = range(start, min(start + self.batch, len(items)))
+                batch = items.batch(chosen)
+                losses = self._losses(_logits(model, batch, device), batch.labels.to(device), part)
+                nll[chosen.start : chosen.stop] = losses.cpu().double().sum(dim=1).numpy()
         return {
             "loss": (nll / items.tokens).astype(np.float32),
             "nll": nll,
@@ -205,10 +200,10 @@ class CausalLM(TextTask):
         batch: int = 16,
         name: str = "causal_lm",
     ) -> None:
-        _check_whole("window", window, 2)
-        _check_whole("stride", window if stride is None else stride, 1, window)
-        _check_whole("limit", 1 if limit is None else limit, 1)
-        _check_whole("seed", seed, 0)
+        check_whole("window", window, 2)
+        check_whole("stride", window if stride is None else stride, 1, window, "window")
+        check_whole("limit", 1 if limit is None else limit, 1)
+        check_whole("seed", seed, 0)
         step = window if stride is None else stride
         source = TextSource.of(data)
         tokenize = tokenization(tokenizer)
@@ -223,34 +218,9 @@ class CausalLM(TextTask):
 
 
 def _drawn(cut: Sequence[Window], limit: int | None, seed: int) -> Sequence[Window]:
-    if limit is None or limit >= len(cut):
-        return cut
-    kept = np.sort(np.random.default_rng(seed).choice(len(cut), size=limit, replace=False))
-    return [cut[index] for index in kept]
+    return [cut[index] for index in drawn(len(cut), limit, seed)]
 
 
 def _logits(model: torch.nn.Module, batch: WindowBatch, device: torch.device) -> torch.Tensor:
-    """Return a model's logits [n, t, V] in its own type; a model of transformers is told of the padding and to keep no cache."""
-    known = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {}
-    if "attention_mask" in known:
-        options["attention_mask"] = batch.attention_mask.to(device)
-    if "use_cache" in known:
-        options["use_cache"] = False
-    logits: Any = getattr(model(input_ids=batch.input_ids.to(device), **options), "logits", None)
-    return logits  # type: ignore[no-any-return]
-
-
-def _configured(model: torch.nn.Module, names: Sequence[str]) -> int | None:
-    """Return the first of some settings that a transformers model has, None where it has none."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    found = (getattr(config, name, None) for name in names)
-    return next((value for value in found if isinstance(value, int)), None)
-
-
-def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        wanted = f"at least {low}" if high is None else f"from {low} to {high} (`window`)"
-        raise ConfigError(f"{name}: expected a whole number {wanted}, got {value!r}")
+    """Return a model's logits [n, t, V] in its own type."""
+    return forward(model, {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, device)

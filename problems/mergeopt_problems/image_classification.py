@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
 from mergeopt.task import Part, Predictions, Records
+from mergeopt_problems.class_predictions import classified
+from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.image_data import ImageSource, Pictures, read
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.image_preprocessing import preparation
+from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
+from mergeopt_problems.model_inputs import evaluating
 
 __all__ = ["ImageClassification", "ImageTask"]
-
-Classes = str | Sequence[int] | None
 
 
 class ImageTask:
@@ -40,7 +39,7 @@ class ImageTask:
     def __init__(self, *, name: str, parts: Mapping[Part, ImageItems], classes: Classes = None, batch: int = 64) -> None:
         if batch < 1:
             raise ConfigError(f"batch: expected at least 1, got {batch}")
-        _check_classes(classes)
+        check_classes(classes)
         self.name = name
         self.classes = classes if classes is None or isinstance(classes, str) else [int(index) for index in classes]
         self.batch = batch
@@ -72,7 +71,7 @@ class ImageTask:
         Raises:
             DataError: the image does not fit the model, or a label has no logit.
         """
-        logits = _logits_of(self._classes_of(model), self._probe(model))
+        logits = own_logits(class_indices(self.name, self.classes, model), self._probe(model))
         for part, items in self._items.items():
             highest = int(items.labels.max())
             if highest >= logits.shape[1]:
@@ -82,31 +81,25 @@ class ImageTask:
                 )
 
     def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Return `loss` (cross-entropy in nats over the task's own logits, float32), `prediction` and `label` (int64), each [items].
+        """Return what the model says of each image over the task's own logits, each [items].
+
+        `loss` (cross-entropy) and `entropy` (of the softmax; both in nats, float32), `prediction` and `label` (int64).
 
         Raises:
             CandidateError: a logit is not finite.
         """
         items = self.items(part)
-        classes = self._classes_of(model)
+        classes = class_indices(self.name, self.classes, model)
         dtype = next(model.parameters()).dtype
-        losses: list[torch.Tensor] = []
-        predictions: list[torch.Tensor] = []
-        training = model.training
-        if training:
-            model.eval()
-        try:
-            with torch.inference_mode():
-                for pixels, labels in items.batches(self.batch):
-                    logits = _logits_of(classes, model(pixel_values=pixels.to(device, dtype)).logits)
-                    if not bool(torch.isfinite(logits).all()):
-                        raise CandidateError(f"task {self.name!r}: the model's logits on the {part} part are not finite")
-                    losses.append(F.cross_entropy(logits, labels.to(device), reduction="none").cpu())
-                    predictions.append(logits.argmax(dim=1).cpu())
-        finally:
-            if training:
-                model.train()
-        return {"loss": _joined(losses), "prediction": _joined(predictions), "label": items.labels.numpy().copy()}
+        made: list[dict[str, torch.Tensor]] = []
+        with evaluating(model):
+            for pixels, labels in items.batches(self.batch):
+                logits = own_logits(classes, model(pixel_values=pixels.to(device, dtype)).logits)
+                if not bool(torch.isfinite(logits).all()):
+                    raise CandidateError(f"task {self.name!r}: the model's logits on the {part} part are not finite")
+                made.append(classified(logits, labels.to(device)))
+        columns = {name: _joined([batch[name] for batch in made]) for name in made[0]}
+        return {**columns, "label": items.labels.numpy().copy()}
 
     def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
         """Return the task's own logits of some images, keeping the graph where gradients are on.
@@ -121,7 +114,7 @@ class ImageTask:
         index = torch.as_tensor(items, dtype=torch.int64)
         dtype = next(model.parameters()).dtype
         logits = model(pixel_values=own.pixels[index].to(device, dtype)).logits
-        return Predictions(_logits_of(self._classes_of(model), logits), own.labels[index].to(device))
+        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), own.labels[index].to(device))
 
     def _probe(self, model: torch.nn.Module) -> torch.Tensor:
         image = next(iter(self._items.values())).pixels[:1]
@@ -135,21 +128,6 @@ class ImageTask:
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise DataError(f"task {self.name!r}: expected a model with logits [n, classes], got {type(model).__name__}")
         return logits
-
-    def _classes_of(self, model: torch.nn.Module) -> list[int] | None:
-        if not isinstance(self.classes, str):
-            count = getattr(getattr(model, "config", None), "num_labels", None)
-            if self.classes is not None and count is not None and max(self.classes) >= count:
-                raise DataError(f"task {self.name!r}: classes names the logit {max(self.classes)}, but the model has {count}")
-            return self.classes
-        names: Mapping[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
-        found = [index for index, name in sorted(names.items()) if re.fullmatch(self.classes, str(name))]
-        if not found:
-            some = ", ".join(str(name) for _, name in sorted(names.items())[:5])
-            raise DataError(
-                f"task {self.name!r}: classes {self.classes!r} matches none of the model's {len(names)} label names ({some}, ...)"
-            )
-        return found
 
 
 class ImageClassification(ImageTask):
@@ -184,7 +162,7 @@ class ImageClassification(ImageTask):
     ) -> None:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit: expected at least 1, got {limit}")
-        _check_classes(classes)
+        check_classes(classes)
         source = ImageSource.of(data)
         prepare = preparation(preprocess, processor)
         parts: dict[Part, ImageItems] = {}
@@ -195,36 +173,8 @@ class ImageClassification(ImageTask):
 
 
 def _stratified(pictures: Pictures, limit: int | None, seed: int) -> Pictures:
-    count = len(pictures.labels)
-    if limit is None or limit >= count:
-        return pictures
-    # an item's place within its own class, from 0 to 1: the lowest places hold each class in its share
-    order = np.random.default_rng(seed).permutation(count)
-    place = np.empty(count)
-    for label in np.unique(pictures.labels):
-        members = order[pictures.labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    kept = np.sort(order[np.argsort(place[order], kind="stable")[:limit]])
+    kept = drawn_by_label(pictures.labels, limit, seed)
     return Pictures([pictures.pictures[row] for row in kept], pictures.labels[kept])
-
-
-def _check_classes(classes: Classes) -> None:
-    if classes is None:
-        return
-    if isinstance(classes, str):
-        try:
-            re.compile(classes)
-        except re.error as error:
-            raise ConfigError(f"classes: {classes!r} is no regular expression: {error}") from error
-        return
-    whole = all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in classes)
-    if not classes or not whole or len(set(classes)) != len(classes):
-        raise ConfigError(f"classes: expected distinct indices of logits from 0, or a regex over label names, got {classes!r}")
-
-
-def _logits_of(classes: list[int] | None, logits: torch.Tensor) -> torch.Tensor:
-    own = logits if classes is None else logits[:, classes]
-    return own.to(torch.float32)
 
 
 def _joined(chunks: Sequence[torch.Tensor]) -> npt.NDArray[Any]:

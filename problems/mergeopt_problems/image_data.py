@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mergeopt.errors import DataError, nearest
+from mergeopt.errors import DataError
 from mergeopt.task import Part
 from mergeopt_problems.image_decoding import decode
 from mergeopt_problems.image_preprocessing import Picture
+from mergeopt_problems.labels import read_labels
 from mergeopt_problems.tables import Table, disjoint, parsed, quiet_datasets, read_parts
 
 __all__ = ["ImageSource", "Pictures", "read"]
@@ -87,18 +88,11 @@ def _pictures(table: Table, source: ImageSource) -> Pictures:
 
 
 def _labels(column: Sequence[Any], order: Sequence[str] | None, where: str) -> npt.NDArray[np.int64]:
-    values = np.asarray(list(column))
-    if values.dtype.kind in "iub" and values.ndim == 1:
-        return values.astype(np.int64)
-    if values.dtype.kind not in "U" or values.ndim != 1:
-        raise DataError(f"data: {where}: expected labels that are whole numbers or names, got {values.reshape(-1)[0]!r}")
-    if order is None:
-        raise DataError(f"data: {where}: the labels are names ({values[0]!r}, say); give `labels:`, the names in the order of the classes")
-    number = {name: index for index, name in enumerate(order)}
-    for name in np.unique(values):
-        if str(name) not in number:
-            raise DataError(f"data: {where}: the label {str(name)!r} is not among `labels`; {nearest(str(name), number)}")
-    return np.asarray([number[str(name)] for name in values], dtype=np.int64)
+    labels = read_labels(column, order, where)
+    if labels.names is not None:
+        some = labels.names[0]
+        raise DataError(f"data: {where}: the labels are names ({some!r}, say); give `labels:`, the names in the order of the classes")
+    return labels.numbers
 
 
 def _without_copies(search: Pictures, report: Pictures, source: ImageSource) -> Pictures:

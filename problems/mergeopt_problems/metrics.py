@@ -1,4 +1,4 @@
-"""Metrics of classification records: `loss` (float32), `prediction` and `label` (integers), each [items]."""
+"""Metrics of classification records: `loss` and `entropy` (float32), `prediction` and `label` (integers), each [items]."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy.typing as npt
 from sklearn.metrics import f1_score
 
 from mergeopt.task import Direction, Records
+from mergeopt_problems.estimates import mean, standard_error_of_mean
 
-__all__ = ["Accuracy", "CrossEntropy", "MacroF1"]
+__all__ = ["Accuracy", "CrossEntropy", "Entropy", "MacroF1"]
 
 RESAMPLES = 200
 SEED = 0
@@ -28,11 +29,11 @@ class Accuracy:
 
     def aggregate(self, records: Records) -> float:
         """Return the share of right predictions; NaN over no items."""
-        return _mean(_right(records))
+        return mean(_right(records))
 
     def standard_error(self, records: Records) -> float | None:
         """Return the standard error of the share, None for fewer than two items."""
-        return _standard_error_of_mean(_right(records))
+        return standard_error_of_mean(_right(records))
 
 
 class CrossEntropy:
@@ -46,11 +47,32 @@ class CrossEntropy:
 
     def aggregate(self, records: Records) -> float:
         """Return the mean loss; NaN over no items."""
-        return _mean(records["loss"].astype(np.float64))
+        return mean(records["loss"])
 
     def standard_error(self, records: Records) -> float | None:
         """Return the standard error of the mean loss, None for fewer than two items."""
-        return _standard_error_of_mean(records["loss"].astype(np.float64))
+        return standard_error_of_mean(records["loss"])
+
+
+class Entropy:
+    """Mean entropy of the model's predictions in nats, from 0 (certain) to log(classes); needs no labels.
+
+    A low one is no merit by itself: a model that always gives the same answer, and is sure of it, has none.
+    """
+
+    name = "entropy"
+    direction: Direction = "minimize"
+    decomposable = True
+    worst: float | None = None
+    requires: Sequence[str] = ("entropy",)
+
+    def aggregate(self, records: Records) -> float:
+        """Return the mean entropy; NaN over no items."""
+        return mean(records["entropy"])
+
+    def standard_error(self, records: Records) -> float | None:
+        """Return the standard error of the mean entropy, None for fewer than two items."""
+        return standard_error_of_mean(records["entropy"])
 
 
 class MacroF1:
@@ -85,14 +107,6 @@ class MacroF1:
 
 def _right(records: Records) -> npt.NDArray[np.float64]:
     return np.asarray(records["prediction"] == records["label"], dtype=np.float64)
-
-
-def _mean(values: npt.NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else math.nan
-
-
-def _standard_error_of_mean(values: npt.NDArray[np.float64]) -> float | None:
-    return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size >= 2 else None
 
 
 def _macro_f1(label: npt.NDArray[np.intp], prediction: npt.NDArray[np.intp], classes: int) -> float:

@@ -78,7 +78,7 @@ def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
         data: the mapping.
 
     Raises:
-        ConfigError: a key is unknown or missing, or search and report are the same split.
+        ConfigError: a key is unknown or missing, search and report are the same split, or `where` is no mapping.
     """
     fields: Any = kind
     known = [field.name for field in dataclasses.fields(fields)]
@@ -91,6 +91,9 @@ def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
     source = kind(**data)
     if source.search == source.report:
         raise ConfigError(f"data: search and report are both {source.search!r}; a result must be reported on data no search has seen")
+    where: Any = data.get("where")
+    if where is not None and (not isinstance(where, Mapping) or not where):
+        raise ConfigError(f"data: where: expected columns and the values to keep, such as {{domain: code}}, got {where!r}")
     return source
 
 

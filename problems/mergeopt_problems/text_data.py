@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeopt.errors import ConfigError, DataError
+from mergeopt.errors import DataError
 from mergeopt.task import Part
 from mergeopt_problems.tables import Table, disjoint, parsed, quiet_datasets, read_parts
 
@@ -44,10 +44,7 @@ class TextSource:
         Raises:
             ConfigError: a key is unknown or missing, `where` is no mapping, or search and report are the same split.
         """
-        source = parsed(cls, data)
-        if source.where is not None and (not isinstance(source.where, Mapping) or not source.where):
-            raise ConfigError(f"data: where: expected columns and the values to keep, such as {{domain: code}}, got {source.where!r}")
-        return source
+        return parsed(cls, data)
 
 
 def read(source: TextSource) -> dict[Part, Sequence[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from mergeopt.errors import DataError
-from mergeopt.recipe import canonical_json
+from mergeopt_problems.content_hash import content_hash
 from mergeopt_problems.tokenization import Tokens
 
 __all__ = ["IGNORED", "TextItems", "Window", "WindowBatch", "windows"]
@@ -92,7 +91,7 @@ class TextItems:
         sizes = np.concatenate([one.tokens.sizes for one in cut])
         self.tokens: npt.NDArray[np.int64] = self.lengths - self._context
         self.bytes = np.asarray([one.tokens.sizes[one.context :].sum() for one in cut], dtype=np.int64)
-        self._hash = _digest([self.lengths, self._context, self._ids, sizes], self.settings)
+        self._hash = content_hash([self.lengths, self._context, self._ids, sizes], self.settings)
 
     @property
     def hash(self) -> str:
@@ -125,10 +124,3 @@ class TextItems:
         read = place[:-1] < lengths[:, None] - 1
         inputs = np.where(read, ids[:, :-1], 0)
         return WindowBatch(torch.from_numpy(inputs), torch.from_numpy(read.astype(np.int64)), torch.from_numpy(labels[:, 1:].copy()))
-
-
-def _digest(arrays: Iterable[npt.NDArray[Any]], settings: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(canonical_json(dict(settings)).encode())
-    for array in arrays:
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ from mergeopt.errors import ConfigError, DataError
 from mergeopt.models.architecture import quiet_transformers
 from mergeopt_problems.tables import HUB_PREFIX
 
-__all__ = ["BYTES", "ByteTokenization", "FolderTokenization", "Tokenization", "Tokens", "tokenization"]
+__all__ = ["BYTES", "ByteTokenization", "FolderTokenization", "Tokenization", "Tokens", "load_tokenizer", "tokenization"]
 
 BYTES = "bytes"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -79,23 +79,8 @@ class FolderTokenization:
     """
 
     def __init__(self, path: str | Path) -> None:
-        from transformers import AutoTokenizer
-
         self.path = str(path)
-        hub = self.path.startswith(HUB_PREFIX)
-        if not hub and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
-            raise DataError(
-                f"tokenizer: {self.path} holds no tokenizer.json; name a folder that does, {HUB_PREFIX}owner/name, or {BYTES!r}"
-            )
-        name, _, revision = self.path.removeprefix(HUB_PREFIX).partition("@") if hub else (self.path, "", "")
-        try:
-            with quiet_transformers():
-                load: Any = AutoTokenizer.from_pretrained
-                self._tokenizer: Any = load(name, revision=revision or "main", local_files_only=not hub, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise DataError(f"tokenizer: cannot load the tokenizer of {self.path}: {str(error).splitlines()[0]}") from error
-        if not self._tokenizer.is_fast:
-            raise DataError(f"tokenizer: {self.path} has no tokenizer.json, without which it is unknown which text a token stands for")
+        self._tokenizer = load_tokenizer(path, f", or {BYTES!r}")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -131,6 +116,34 @@ def tokenization(given: str | Path | None) -> Tokenization:
     if not isinstance(given, str | Path):
         raise ConfigError(f"tokenizer: expected a folder, {HUB_PREFIX}owner/name or {BYTES!r}, got {given!r}")
     return ByteTokenization() if given == BYTES else FolderTokenization(given)
+
+
+def load_tokenizer(path: str | Path, otherwise: str = "") -> Any:
+    """Return the fast tokenizer of a folder or of the hub. Remote code is never run.
+
+    Args:
+        path: folder with a tokenizer.json, or `hf://owner/name[@revision]` (only then is anything fetched).
+        otherwise: what else the option accepts, for messages.
+
+    Raises:
+        DataError: there is no such tokenizer, or it cannot say which text a token stands for.
+    """
+    from transformers import AutoTokenizer
+
+    named = str(path)
+    hub = named.startswith(HUB_PREFIX)
+    if not hub and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        raise DataError(f"tokenizer: {named} holds no tokenizer.json; name a folder that does, {HUB_PREFIX}owner/name{otherwise}")
+    name, _, revision = named.removeprefix(HUB_PREFIX).partition("@") if hub else (named, "", "")
+    try:
+        with quiet_transformers():
+            load: Any = AutoTokenizer.from_pretrained
+            tokenizer: Any = load(name, revision=revision or "main", local_files_only=not hub, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(f"tokenizer: cannot load the tokenizer of {named}: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise DataError(f"tokenizer: {named} has no tokenizer.json, without which it is unknown which text a token stands for")
+    return tokenizer
 
 
 def _encoded(text: str) -> bytes:

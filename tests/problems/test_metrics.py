@@ -10,17 +10,20 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from mergeopt import registry
 from mergeopt.task import Metric, Records
-from mergeopt_problems.metrics import Accuracy, CrossEntropy, MacroF1
+from mergeopt_problems.metrics import Accuracy, CrossEntropy, Entropy, MacroF1
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40)
 
 
 def records(rows: list[tuple[int, int]]) -> Records:
     table = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
-    return {"prediction": table[:, 0], "label": table[:, 1], "loss": np.linspace(0, 1, len(table), dtype=np.float32)}
+    values = np.linspace(0, 1, len(table), dtype=np.float32)
+    return {"prediction": table[:, 0], "label": table[:, 1], "loss": values, "entropy": values**2}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("accuracy", Accuracy), ("cross_entropy", CrossEntropy), ("macro_f1", MacroF1)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("accuracy", Accuracy), ("cross_entropy", CrossEntropy), ("entropy", Entropy), ("macro_f1", MacroF1)]
+)
 def test_registered(name: str, kind: type) -> None:
     """Each metric is found under its own name, is made without arguments, and keeps the contract."""
     metric = registry.load("metrics", name)()
@@ -42,7 +45,7 @@ def test_agrees_with_sklearn(rows: list[tuple[int, int]]) -> None:
 def test_decomposable_is_mean_of_items(rows: list[tuple[int, int]]) -> None:
     """A decomposable metric is the mean of its values over single items."""
     made = records(rows)
-    for metric in (Accuracy(), CrossEntropy()):
+    for metric in (Accuracy(), CrossEntropy(), Entropy()):
         single = [metric.aggregate({key: column[i : i + 1] for key, column in made.items()}) for i in range(len(rows))]
         assert metric.aggregate(made) == pytest.approx(np.mean(single))
         assert metric.standard_error(made) == pytest.approx(np.std(single, ddof=1) / math.sqrt(len(rows)))
@@ -69,7 +72,7 @@ def test_bootstrap_is_seeded_and_sensible() -> None:
     assert error == pytest.approx(Accuracy().standard_error(made), rel=0.25)
 
 
-@pytest.mark.parametrize("metric", [Accuracy(), CrossEntropy(), MacroF1()])
+@pytest.mark.parametrize("metric", [Accuracy(), CrossEntropy(), Entropy(), MacroF1()])
 def test_too_few_items(metric: Metric) -> None:
     """One item has no standard error, and no items have no value."""
     assert metric.standard_error(records([(1, 1)])) is None

@@ -95,7 +95,7 @@ def test_metric_without_its_column(task: ImageTask) -> None:
         name = "bleu"
         requires: Sequence[str] = ("text",)
 
-    with pytest.raises(DataError, match="'bleu' needs the column 'text', which the task 'tiny' does not record; known: label, loss"):
+    with pytest.raises(DataError, match="'bleu' needs the column 'text', which the task 'tiny' does not record; known: entropy, label"):
         TaskObjective("a", task, Bleu()).score(Classifier(), "search", CPU, {})
 
 

@@ -16,6 +16,7 @@ from mergeopt.task import DifferentiableTask
 from mergeopt_problems.causal_lm import CausalLM
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
+from tests.problems.tiny_text import entropy
 
 CPU = torch.device("cpu")
 CHOSEN = [3, 0, 4]
@@ -68,6 +69,7 @@ def test_images_as_recorded(dtype: torch.dtype) -> None:
     records = task.records(model, "search", CPU)
     losses = F.cross_entropy(made.logits, made.labels, reduction="none")
     np.testing.assert_allclose(losses.numpy(), records["loss"][CHOSEN], rtol=1e-5 if dtype == torch.float32 else 2e-2)
+    np.testing.assert_allclose(entropy(made.logits), records["entropy"][CHOSEN], rtol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_tokens_as_recorded(tmp_path: Path, dtype: torch.dtype) -> None:

@@ -1,0 +1,121 @@
+"""Text regression: one number per text or pair of texts, such as how alike two sentences are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mergeopt.errors import DataError
+from mergeopt.task import Part, Records
+from mergeopt_problems.drawing import drawn
+from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
+from mergeopt_problems.labelled_text import ScoredTextSource, read_scored
+from mergeopt_problems.model_inputs import evaluating
+from mergeopt_problems.options import check_whole
+from mergeopt_problems.sequence_items import SequenceItems
+from mergeopt_problems.sequence_models import check_finite, check_inputs, logits_of, part_of, probe
+from mergeopt_problems.text_encoding import TextEncoding
+
+__all__ = ["TextRegression"]
+
+
+class TextRegression:
+    """Prediction of a number for texts, or for pairs of texts, that `datasets` reads: the model's one logit, as it is.
+
+    Args:
+        data: where texts and numbers are, as `ScoredTextSource`: at least `path` and `search`.
+        tokenizer: model folder, or `hf://owner/name[@revision]`; with the special tokens that it adds by itself.
+        max_length: tokens of a text, special ones included, past which it is cut (of a pair, the longer one first); None to cut nothing.
+        classes: the one logit that counts, of a model that has several: its index in a list, or a regex on its name in `id2label`.
+        limit: at most so many texts a part, drawn uniformly; None for all.
+        seed: of that draw.
+        batch: texts scored at a time, of like lengths; fixed, since it may change the last bits of a score.
+        name: for people.
+
+    Raises:
+        ConfigError: an option is unknown, out of range, or contradicts another.
+        DataError: the data or the tokenizer cannot be read, or a part is empty.
+    """
+
+    default_metric = "mean_squared_error"
+
+    def __init__(
+        self,
+        *,
+        data: Mapping[str, Any],
+        tokenizer: str | Path | None = None,
+        max_length: int | None = None,
+        classes: Classes = None,
+        limit: int | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        name: str = "text_regression",
+    ) -> None:
+        check_whole("limit", 1 if limit is None else limit, 1)
+        check_whole("seed", seed, 0)
+        check_whole("batch", batch, 1)
+        check_classes(classes)
+        self.name = name
+        self.classes = classes
+        self.batch = batch
+        source = ScoredTextSource.of(data)
+        encoding = TextEncoding(tokenizer, max_length)
+        self._padding = encoding.padding
+        self._items: dict[Part, SequenceItems] = {}
+        for part, (texts, targets) in read_scored(source).items():
+            rows = drawn(len(targets), limit, seed)
+            kept = texts.chosen(rows)
+            self._items[part] = SequenceItems(encoding.texts(kept.first, kept.second), targets[rows], settings=encoding.settings)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that this task has data for."""
+        return tuple(self._items)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What determines the records besides model and items; JSON-able."""
+        return {"classes": self.classes, "batch": self.batch}
+
+    def items(self, part: Part) -> SequenceItems:
+        """Return the texts of a part, the same object every time.
+
+        Raises:
+            DataError: the part was not given.
+        """
+        return part_of(self._items, part, self.name)
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Run the longest text through a model.
+
+        Raises:
+            DataError: a token id or a length is too large for the model, or it has not one logit per text.
+        """
+        check_inputs(self.name, model, (items.sequences for items in self._items.values()))
+        longest = max(self._items.values(), key=lambda items: int(items.sequences.lengths.max()))
+        logits = own_logits(class_indices(self.name, self.classes, model), probe(self.name, model, longest.sequences, self._padding))
+        if logits.ndim != 2 or logits.shape[1] != 1:
+            raise DataError(
+                f"task {self.name!r}: expected one logit per text, got logits {list(logits.shape)} of {type(model).__name__}; "
+                "pick one with `classes:`"
+            )
+
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
+        """Return `prediction` (float32) and `target` (float64), each [items].
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        items = self.items(part)
+        indices = class_indices(self.name, self.classes, model)
+        predictions = np.zeros(len(items), dtype=np.float32)
+        with evaluating(model):
+            for chosen in items.sequences.batches(self.batch):
+                logits = own_logits(indices, logits_of(model, items.sequences, chosen, self._padding, device))
+                check_finite(logits, self.name, part)
+                predictions[chosen] = logits[:, 0].cpu().numpy()
+        return {"prediction": predictions, "target": items.labels.copy()}

@@ -1,0 +1,187 @@
+"""Token classification: any Hugging Face token classifier on words with BIO tags, such as the names of people and places."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mergeopt.errors import DataError
+from mergeopt.task import Part, Predictions, Records
+from mergeopt_problems.class_predictions import classified
+from mergeopt_problems.drawing import drawn
+from mergeopt_problems.entities import OUTSIDE, TagScheme, count_entities
+from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
+from mergeopt_problems.model_inputs import evaluating
+from mergeopt_problems.options import check_whole
+from mergeopt_problems.sequence_models import check_finite, check_inputs, logits_of, part_of, probe
+from mergeopt_problems.tagged_items import TaggedItems
+from mergeopt_problems.tagged_text import Tagged, TaggedTextSource, read
+from mergeopt_problems.text_encoding import TextEncoding
+
+__all__ = ["TokenClassification"]
+
+log = logging.getLogger(__name__)
+
+
+class TokenClassification:
+    """Classification of the words of sentences that `datasets` reads.
+
+    A word is what its first token is said to be; its other tokens and the special ones do not count. Tags of the data are those of the
+    model's `id2label`, by name. A word that no token stands for (of a sentence that is cut, or of nothing that the tokenizer reads) has
+    no loss, and is said to be outside of any entity: the entities that it is part of count as missed.
+
+    Args:
+        data: where words and tags are, as `TaggedTextSource`: at least `path` and `search`.
+        tokenizer: model folder, or `hf://owner/name[@revision]`; with the special tokens that it adds by itself.
+        max_length: tokens of a sentence, special ones included, past which it is cut; None to cut nothing.
+        classes: which logits the task is judged on: their indices, or a regex that the names of the model's `id2label` must match in full;
+            with a group, the data's tags are what it matches (`politics:(.*)`). None for all.
+        limit: at most so many sentences a part, drawn uniformly; None for all.
+        seed: of that draw.
+        batch: sentences scored at a time, of like lengths; fixed, since it may change the last bits of a score.
+        name: for people.
+
+    Raises:
+        ConfigError: an option is unknown, out of range, or contradicts another.
+        DataError: the data or the tokenizer cannot be read, a tag is not BIO, or a part is empty.
+    """
+
+    default_metric = "entity_f1"
+
+    def __init__(
+        self,
+        *,
+        data: Mapping[str, Any],
+        tokenizer: str | Path | None = None,
+        max_length: int | None = None,
+        classes: Classes = None,
+        limit: int | None = None,
+        seed: int = 0,
+        batch: int = 32,
+        name: str = "token_classification",
+    ) -> None:
+        check_whole("limit", 1 if limit is None else limit, 1)
+        check_whole("seed", seed, 0)
+        check_whole("batch", batch, 1)
+        check_classes(classes)
+        self.name = name
+        self.classes = classes
+        self.batch = batch
+        source = TaggedTextSource.of(data)
+        encoding = TextEncoding(tokenizer, max_length)
+        self._padding = encoding.padding
+        self._items: dict[Part, TaggedItems] = {}
+        for part, sentences in read(source).items():
+            self._items[part] = _items(sentences.chosen(drawn(len(sentences.words), limit, seed)), encoding, f"{source.path}, {part} part")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that this task has data for."""
+        return tuple(self._items)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What determines the records besides model and items; JSON-able."""
+        return {"classes": self.classes, "batch": self.batch}
+
+    def items(self, part: Part) -> TaggedItems:
+        """Return the sentences of a part, the same object every time.
+
+        Raises:
+            DataError: the part was not given.
+        """
+        return part_of(self._items, part, self.name)
+
+    def check(self, model: torch.nn.Module) -> None:
+        """Run the longest sentence through a model and compare its label names with the tags.
+
+        Raises:
+            DataError: a token id or a length is too large for the model, it has no logits per token, or a tag has no logit.
+        """
+        check_inputs(self.name, model, (items.sequences for items in self._items.values()))
+        longest = max(self._items.values(), key=lambda items: int(items.sequences.lengths.max()))
+        logits = probe(self.name, model, longest.sequences, self._padding)
+        if logits.ndim != 3 or logits.shape[1] != int(longest.sequences.lengths.max()):
+            raise DataError(f"task {self.name!r}: expected a model with logits [n, tokens, classes], got {type(model).__name__}")
+        names = class_names(self.name, self.classes, model)
+        if self.classes is None and len(names) != logits.shape[2]:
+            raise DataError(f"task {self.name!r}: the model has {logits.shape[2]} logits, but names {len(names)} in its id2label")
+        for items in self._items.values():
+            classes_by_name(self.name, items.names, names)
+        TagScheme(names, f"task {self.name!r}: the model's id2label")
+
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
+        """Return what the model says of each sentence over the task's own logits, each [items].
+
+        `true_positives`, `predicted_entities` and `gold_entities` (int64): entities found with start, end and type, said to be there, and
+        there; `nll`: sum of its words' cross-entropies in nats (float64); `tokens`: how many words these are (int64); `loss`:
+        nll / tokens, and `entropy`: mean over words of that of the softmax (both float32).
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        items = self.items(part)
+        names = class_names(self.name, self.classes, model)
+        gold = classes_by_name(self.name, items.names, names)[items.tags]
+        indices = class_indices(self.name, self.classes, model)
+        predicted = np.full(len(items.tags), OUTSIDE, dtype=np.int64)
+        nll, entropy, tokens = np.zeros(len(items)), np.zeros(len(items)), np.zeros(len(items), dtype=np.int64)
+        with evaluating(model):
+            for chosen in items.sequences.batches(self.batch):
+                rows, positions, words = items.asked(chosen)
+                logits = own_logits(indices, logits_of(model, items.sequences, chosen, self._padding, device)[rows, positions])
+                check_finite(logits, self.name, part)
+                made = classified(logits, torch.from_numpy(gold[words]).to(device))
+                predicted[words] = made["prediction"].numpy()
+                nll[chosen] = _sums(rows, len(chosen), made["loss"])
+                entropy[chosen] = _sums(rows, len(chosen), made["entropy"])
+                tokens[chosen] = np.bincount(rows, minlength=len(chosen))
+        counts = count_entities(TagScheme(names, f"task {self.name!r}: the model's id2label"), predicted, gold, items.words)
+        return {
+            "true_positives": counts.right,
+            "predicted_entities": counts.predicted,
+            "gold_entities": counts.gold,
+            "loss": (nll / tokens).astype(np.float32),
+            "nll": nll,
+            "tokens": tokens,
+            "entropy": (entropy / tokens).astype(np.float32),
+        }
+
+    def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
+        """Return one row per word of some sentences, sentence after sentence, keeping the graph where gradients are on.
+
+        Args:
+            model: in evaluation mode, on the device.
+            part: which data.
+            items: indices of sentences, one or more, in any order; they run as one batch.
+            device: where the model is.
+        """
+        own = self.items(part)
+        rows, positions, words = own.asked(items)
+        places = classes_by_name(self.name, own.names, class_names(self.name, self.classes, model))
+        logits = logits_of(model, own.sequences, items, self._padding, device)[rows, positions]
+        labels = torch.from_numpy(places[own.tags[words]]).to(device)
+        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), labels)
+
+
+def _items(sentences: Tagged, encoding: TextEncoding, where: str) -> TaggedItems:
+    TagScheme(sorted({tag for tags in sentences.tags for tag in tags}), f"data: {where}")
+    sequences, positions = encoding.words(sentences.words)
+    kept = np.flatnonzero([bool((own >= 0).any()) for own in positions])
+    if not kept.size:
+        raise DataError(f"data: {where}: expected sentences of words that the tokenizer can read, got none")
+    if len(kept) < len(positions):
+        log.warning("%s: left %d of %d sentences out, which hold no word", where, len(positions) - len(kept), len(positions))
+    own = sentences.chosen(kept)
+    return TaggedItems(sequences.chosen(kept), [positions[row] for row in kept], own.tags, settings=encoding.settings)
+
+
+def _sums(rows: npt.NDArray[np.int64], count: int, values: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Return sums over words by row, float64 [count], always in the same order."""
+    return np.bincount(rows, weights=values.double().numpy(), minlength=count).astype(np.float64, copy=False)
