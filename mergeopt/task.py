@@ -68,8 +68,17 @@ class Task(Protocol):
         """Raise `DataError` when the model cannot be asked this (too few logits, say); called once, before anything is scored."""
         ...
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Run the model in evaluation mode over a part and return one record per item, in item order."""
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Run the model in evaluation mode over a part and return one record per item.
+
+        What is recorded of an item depends, up to rounding, on that item and the model alone: not on which others are asked for with it.
+
+        Args:
+            model: on the device.
+            part: which data.
+            device: where the model is.
+            items: distinct indices, one or more: the records of these, in this order. None for all items, in item order.
+        """
         ...
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mergeopt.errors import CandidateError, DataError, nearest
+from mergeopt.batched_task import Batch, batched_records, in_batches
+from mergeopt.errors import DataError
+from mergeopt.forward import forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.drawing import drawn
-from mergeopt_problems.model_inputs import configured, evaluating, forward
+from mergeopt_problems.model_settings import configured
 from mergeopt_problems.options import check_whole
+from mergeopt_problems.refusals import check_finite, part_of
 from mergeopt_problems.text_data import TextSource, read
 from mergeopt_problems.text_items import IGNORED, TextItems, Window, WindowBatch, windows
 from mergeopt_problems.tokenization import tokenization
@@ -62,9 +66,7 @@ class TextTask:
         Raises:
             DataError: the part was not given.
         """
-        if part not in self._items:
-            raise DataError(f"task {self.name!r} has no {part} part; {nearest(part, self._items)}. Name its split in the task's data")
-        return self._items[part]
+        return part_of(self._items, part, self.name)
 
     def check(self, model: torch.nn.Module) -> None:
         """Run the longest window through a model, twice: once with another last token.
@@ -96,8 +98,22 @@ class TextTask:
                 "expected a causal language model"
             )
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Return what each window's predicted tokens cost, each [items].
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Return the records of some items, None for all: the columns of `record`.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        return batched_records(self, model, part, device, items)
+
+    def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield some windows, None for all, in batches of neighbours."""
+        own = self.items(part)
+        for chosen in in_batches(np.arange(len(own)) if items is None else np.asarray(items, dtype=np.intp), self.batch):
+            yield Batch(chosen, own.batch(chosen).inputs)
+
+    def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:
+        """Return what the predicted tokens of some windows cost.
 
         `nll`: sum of their negative log-likelihoods in nats (float64); `tokens`: how many they are; `bytes`: UTF-8 bytes of their text
         (both int64); `loss`: nll / tokens (float32), whose mean over windows weighs a short window like a long one.
@@ -105,20 +121,10 @@ class TextTask:
         Raises:
             CandidateError: a logit is not finite.
         """
-        items = self.items(part)
-        nll = np.zeros(len(items), dtype=np.float64)
-        with evaluating(model):
-            for start in range(0, len(items), self.batch):
-                chosen = range(start, min(start + self.batch, len(items)))
-                batch = items.batch(chosen)
-                losses = self._losses(_logits(model, batch, device), batch.labels.to(device), part)
-                nll[chosen.start : chosen.stop] = losses.cpu().double().sum(dim=1).numpy()
-        return {
-            "loss": (nll / items.tokens).astype(np.float32),
-            "nll": nll,
-            "tokens": items.tokens.copy(),
-            "bytes": items.bytes.copy(),
-        }
+        own = self.items(part)
+        losses = self._losses(logits, own.batch(items).labels.to(logits.device), part)
+        nll, tokens = losses.cpu().double().sum(dim=1).numpy(), own.tokens[items]
+        return {"loss": (nll / tokens).astype(np.float32), "nll": nll, "tokens": tokens, "bytes": own.bytes[items]}
 
     def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
         """Return one row per predicted token of some windows, window after window, keeping the graph where gradients are on.
@@ -140,8 +146,7 @@ class TextTask:
         losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
         for rows in torch.split((targets != IGNORED).nonzero().squeeze(1), max(1, ELEMENTS // flat.shape[1])):
             own = flat[rows].to(torch.float32)
-            if not bool(torch.isfinite(own).all()):
-                raise CandidateError(f"task {self.name!r}: the model's logits on the {part} part are not finite")
+            check_finite(own, self.name, part)
             losses[rows] = F.cross_entropy(own, targets[rows], reduction="none")
         return losses.view(labels.shape)
 
@@ -223,4 +228,4 @@ def _drawn(cut: Sequence[Window], limit: int | None, seed: int) -> Sequence[Wind
 
 def _logits(model: torch.nn.Module, batch: WindowBatch, device: torch.device) -> torch.Tensor:
     """Return a model's logits [n, t, V] in its own type."""
-    return forward(model, {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, device)
+    return forward(model, batch.inputs, device)

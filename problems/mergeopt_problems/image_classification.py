@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
+from mergeopt.batched_task import Batch, batched_records, in_batches
+from mergeopt.errors import ConfigError, DataError
+from mergeopt.forward import evaluating, forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
 from mergeopt_problems.drawing import drawn_by_label
@@ -17,7 +20,7 @@ from mergeopt_problems.image_data import ImageSource, Pictures, read
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.image_preprocessing import preparation
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
-from mergeopt_problems.model_inputs import evaluating
+from mergeopt_problems.refusals import check_finite, part_of
 
 __all__ = ["ImageClassification", "ImageTask"]
 
@@ -61,9 +64,7 @@ class ImageTask:
         Raises:
             DataError: the part was not given.
         """
-        if part not in self._items:
-            raise DataError(f"task {self.name!r} has no {part} part; {nearest(part, self._items)}. Name its split in the task's data")
-        return self._items[part]
+        return part_of(self._items, part, self.name)
 
     def check(self, model: torch.nn.Module) -> None:
         """Run one image through a model and compare its logits with the labels.
@@ -80,26 +81,31 @@ class ImageTask:
                     f"(labels 0 to {logits.shape[1] - 1}); correct `classes:` or the data"
                 )
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Return what the model says of each image over the task's own logits, each [items].
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Return the records of some items, None for all: the columns of `record`.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        return batched_records(self, model, part, device, items)
+
+    def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield some images, None for all, in batches of neighbours."""
+        own = self.items(part)
+        for chosen in in_batches(np.arange(len(own)) if items is None else np.asarray(items, dtype=np.intp), self.batch):
+            yield Batch(chosen, {"pixel_values": own.pixels[torch.from_numpy(chosen)]})
+
+    def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:
+        """Return what a model says of some images over the task's own logits.
 
         `loss` (cross-entropy) and `entropy` (of the softmax; both in nats, float32), `prediction` and `label` (int64).
 
         Raises:
             CandidateError: a logit is not finite.
         """
-        items = self.items(part)
-        classes = class_indices(self.name, self.classes, model)
-        dtype = next(model.parameters()).dtype
-        made: list[dict[str, torch.Tensor]] = []
-        with evaluating(model):
-            for pixels, labels in items.batches(self.batch):
-                logits = own_logits(classes, model(pixel_values=pixels.to(device, dtype)).logits)
-                if not bool(torch.isfinite(logits).all()):
-                    raise CandidateError(f"task {self.name!r}: the model's logits on the {part} part are not finite")
-                made.append(classified(logits, labels.to(device)))
-        columns = {name: _joined([batch[name] for batch in made]) for name in made[0]}
-        return {**columns, "label": items.labels.numpy().copy()}
+        own = own_logits(class_indices(self.name, self.classes, model), logits)
+        check_finite(own, self.name, part)
+        return classified(own, self.items(part).labels[torch.from_numpy(items)])
 
     def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
         """Return the task's own logits of some images, keeping the graph where gradients are on.
@@ -112,16 +118,14 @@ class ImageTask:
         """
         own = self.items(part)
         index = torch.as_tensor(items, dtype=torch.int64)
-        dtype = next(model.parameters()).dtype
-        logits = model(pixel_values=own.pixels[index].to(device, dtype)).logits
+        logits = forward(model, {"pixel_values": own.pixels[index]}, device)
         return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), own.labels[index].to(device))
 
     def _probe(self, model: torch.nn.Module) -> torch.Tensor:
         image = next(iter(self._items.values())).pixels[:1]
-        weight = next(model.parameters())
         try:
-            with torch.inference_mode():
-                logits = getattr(model(pixel_values=image.to(weight.device, weight.dtype)), "logits", None)
+            with evaluating(model):
+                logits = forward(model, {"pixel_values": image}, next(model.parameters()).device)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"task {self.name!r}: the model does not take images [n, {_shape(image)}]: {reason}") from error
@@ -175,11 +179,6 @@ class ImageClassification(ImageTask):
 def _stratified(pictures: Pictures, limit: int | None, seed: int) -> Pictures:
     kept = drawn_by_label(pictures.labels, limit, seed)
     return Pictures([pictures.pictures[row] for row in kept], pictures.labels[kept])
-
-
-def _joined(chunks: Sequence[torch.Tensor]) -> npt.NDArray[Any]:
-    joined: npt.NDArray[Any] = torch.cat(list(chunks)).numpy()
-    return joined
 
 
 def _shape(image: torch.Tensor) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,6 @@ class ImageItems:
     def __getitem__(self, index: int, /) -> Mapping[str, Any]:
         """Return `pixel_values`, float32 [channels, height, width], and `label`, an int."""
         return {"pixel_values": self.pixels[index], "label": int(self.labels[index])}
-
-    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (pixels, labels) of at most `size` consecutive items, in order."""
-        for start in range(0, len(self), size):
-            yield self.pixels[start : start + size], self.labels[start : start + size]
 
 
 def _digest(pixels: torch.Tensor, labels: torch.Tensor, settings: Mapping[str, Any]) -> str:

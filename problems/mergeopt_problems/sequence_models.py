@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.errors import CandidateError, DataError, nearest
-from mergeopt.task import Part
-from mergeopt_problems.model_inputs import configured, evaluating, forward
+from mergeopt.batched_task import Batch, in_batches
+from mergeopt.errors import DataError
+from mergeopt.forward import evaluating, forward
+from mergeopt_problems.model_settings import configured
 from mergeopt_problems.sequences import Sequences
 
-__all__ = ["check_finite", "check_inputs", "logits_of", "part_of", "probe"]
-
-T = TypeVar("T")
+__all__ = ["check_inputs", "logits_of", "probe", "sequence_batches"]
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-
-
-def part_of(parts: Mapping[Part, T], part: Part, task: str) -> T:
-    """Return the items of a part.
-
-    Raises:
-        DataError: the part was not given.
-    """
-    if part not in parts:
-        raise DataError(f"task {task!r} has no {part} part; {nearest(part, parts)}. Name its split in the task's data")
-    return parts[part]
 
 
 def logits_of(
@@ -44,14 +31,21 @@ def logits_of(
         padding: the tokenizer's padding, for a model that is configured with none: decoders find the end of a text by their own.
         device: where the model is.
     """
-    own = configured(model, ("pad_token_id",))
-    return forward(model, sequences.batch(items, padding if own is None else own), device)
+    return forward(model, sequences.batch(items, _padding(model, padding)), device)
 
 
-def check_finite(logits: torch.Tensor, task: str, part: Part) -> None:
-    """Raise `CandidateError` when a logit is not finite."""
-    if not bool(torch.isfinite(logits).all()):
-        raise CandidateError(f"task {task!r}: the model's logits on the {part} part are not finite")
+def sequence_batches(model: torch.nn.Module, sequences: Sequences, padding: int, size: int, items: Sequence[int] | None) -> Iterator[Batch]:
+    """Yield some texts in batches, longest first; `padding` as `logits_of`.
+
+    Args:
+        model: that gets them.
+        sequences: the texts.
+        padding: the tokenizer's padding.
+        size: texts of a batch.
+        items: which; None for all.
+    """
+    for chosen in in_batches(sequences.longest_first(items), size):
+        yield Batch(chosen, sequences.batch(chosen, _padding(model, padding)))
 
 
 def check_inputs(task: str, model: torch.nn.Module, parts: Iterable[Sequences]) -> None:
@@ -103,6 +97,11 @@ def probe(task: str, model: torch.nn.Module, sequences: Sequences, padding: int)
     if not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3) or logits.shape[0] != len(items):
         raise DataError(f"task {task!r}: expected a model with logits of each text, got {type(model).__name__}")
     return logits
+
+
+def _padding(model: torch.nn.Module, otherwise: int) -> int:
+    own = configured(model, ("pad_token_id",))
+    return otherwise if own is None else own
 
 
 def _positions(model: torch.nn.Module) -> int | None:

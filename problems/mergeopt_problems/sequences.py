@@ -68,10 +68,10 @@ class Sequences:
             made["token_type_ids"] = _filled(inside, self._types[source], 0)
         return made
 
-    def batches(self, size: int) -> list[npt.NDArray[np.intp]]:
-        """Return all items in batches of at most `size`, longest first, so that little is padded; always the same ones."""
-        order = np.argsort(-self.lengths, kind="stable")
-        return [order[start : start + size] for start in range(0, len(order), size)]
+    def longest_first(self, items: Sequence[int] | None = None) -> npt.NDArray[np.intp]:
+        """Return some items, None for all, from the longest to the shortest, so that batches of neighbours are padded little."""
+        asked = np.arange(len(self)) if items is None else np.asarray(items, dtype=np.intp)
+        return asked[np.argsort(-self.lengths[asked], kind="stable")]
 
     def _of(self, flat: npt.NDArray[np.int32], item: int) -> list[int]:
         start = self._starts[item]

@@ -71,9 +71,13 @@ class TaggedItems:
         Returns:
             Row among `items`, position in the sentence, and place among all words of the part; int64 [words] each.
         """
-        chosen = np.asarray(items, dtype=np.int64)
-        counts = self.words[chosen]
-        rows = np.repeat(np.arange(len(chosen)), counts)
-        words = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(self._starts[chosen], counts)
+        rows = np.repeat(np.arange(len(items)), self.words[np.asarray(items, dtype=np.intp)])
+        words = self.words_of(items)
         read = self.positions[words] >= 0
         return rows[read], self.positions[words][read], words[read]
+
+    def words_of(self, items: Sequence[int] | npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """Return the places of all words of some sentences among those of the part, sentence after sentence, int64 [words]."""
+        chosen = np.asarray(items, dtype=np.intp)
+        counts = self.words[chosen]
+        return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(self._starts[chosen], counts)

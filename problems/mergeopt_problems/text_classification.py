@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from mergeopt.batched_task import Batch, batched_records
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
 from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
 from mergeopt_problems.labelled_text import LabelledTextSource, read_labelled
-from mergeopt_problems.model_inputs import evaluating
 from mergeopt_problems.options import check_whole
+from mergeopt_problems.refusals import check_finite, part_of
 from mergeopt_problems.sequence_items import SequenceItems
-from mergeopt_problems.sequence_models import check_finite, check_inputs, logits_of, part_of, probe
+from mergeopt_problems.sequence_models import check_inputs, logits_of, probe, sequence_batches
 from mergeopt_problems.text_encoding import TextEncoding
 
 __all__ = ["TextClassification"]
@@ -117,25 +119,29 @@ class TextClassification:
                     f"(labels 0 to {own.shape[1] - 1}); correct `classes:` or the data"
                 )
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Return what the model says of each text over the task's own logits, each [items].
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Return the records of some items, None for all: the columns of `record`.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        return batched_records(self, model, part, device, items)
+
+    def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield some texts, None for all, in batches of like lengths."""
+        return sequence_batches(model, self.items(part).sequences, self._padding, self.batch, items)
+
+    def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:
+        """Return what a model says of some texts over the task's own logits.
 
         `loss` (cross-entropy) and `entropy` (of the softmax; both in nats, float32), `prediction` and `label` (int64).
 
         Raises:
             CandidateError: a logit is not finite.
         """
-        items = self.items(part)
-        labels = self._labels(items, model)
-        indices = class_indices(self.name, self.classes, model)
-        made: dict[str, torch.Tensor] = {}
-        with evaluating(model):
-            for chosen in items.sequences.batches(self.batch):
-                logits = own_logits(indices, logits_of(model, items.sequences, chosen, self._padding, device))
-                check_finite(logits, self.name, part)
-                for column, values in classified(logits, labels[chosen].to(device)).items():
-                    made.setdefault(column, torch.zeros(len(items), dtype=values.dtype))[chosen] = values
-        return {**{column: values.numpy() for column, values in made.items()}, "label": labels.numpy().copy()}
+        own = own_logits(class_indices(self.name, self.classes, model), logits)
+        check_finite(own, self.name, part)
+        return classified(own, self._labels(self.items(part), model)[items])
 
     def predict(self, model: torch.nn.Module, part: Part, items: Sequence[int], device: torch.device) -> Predictions:
         """Return the task's own logits of some texts, keeping the graph where gradients are on.

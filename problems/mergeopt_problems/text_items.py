@@ -47,6 +47,11 @@ class WindowBatch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
 
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model gets."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
 
 def windows(documents: Iterable[Tokens], window: int, stride: int) -> Iterator[Window]:
     """Cut documents into windows, in order; no window crosses from one document into the next.
@@ -111,7 +116,7 @@ class TextItems:
         batch = self.batch([index])
         return {"input_ids": batch.input_ids[0], "label": batch.labels[0]}
 
-    def batch(self, items: Sequence[int]) -> WindowBatch:
+    def batch(self, items: Sequence[int] | npt.NDArray[np.intp]) -> WindowBatch:
         """Return some windows, in the order asked for."""
         chosen = np.asarray(items, dtype=np.int64)
         lengths, context = self.lengths[chosen], self._context[chosen]

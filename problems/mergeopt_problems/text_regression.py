@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from mergeopt.batched_task import Batch, batched_records
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Records
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
 from mergeopt_problems.labelled_text import ScoredTextSource, read_scored
-from mergeopt_problems.model_inputs import evaluating
 from mergeopt_problems.options import check_whole
+from mergeopt_problems.refusals import check_finite, part_of
 from mergeopt_problems.sequence_items import SequenceItems
-from mergeopt_problems.sequence_models import check_finite, check_inputs, logits_of, part_of, probe
+from mergeopt_problems.sequence_models import check_inputs, probe, sequence_batches
 from mergeopt_problems.text_encoding import TextEncoding
 
 __all__ = ["TextRegression"]
@@ -104,18 +106,24 @@ class TextRegression:
                 "pick one with `classes:`"
             )
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Return `prediction` (float32) and `target` (float64), each [items].
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Return the records of some items, None for all: the columns of `record`.
 
         Raises:
             CandidateError: a logit is not finite.
         """
-        items = self.items(part)
-        indices = class_indices(self.name, self.classes, model)
-        predictions = np.zeros(len(items), dtype=np.float32)
-        with evaluating(model):
-            for chosen in items.sequences.batches(self.batch):
-                logits = own_logits(indices, logits_of(model, items.sequences, chosen, self._padding, device))
-                check_finite(logits, self.name, part)
-                predictions[chosen] = logits[:, 0].cpu().numpy()
-        return {"prediction": predictions, "target": items.labels.copy()}
+        return batched_records(self, model, part, device, items)
+
+    def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield some texts, None for all, in batches of like lengths."""
+        return sequence_batches(model, self.items(part).sequences, self._padding, self.batch, items)
+
+    def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:
+        """Return `prediction` (float32) and `target` (float64) of some texts.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        own = own_logits(class_indices(self.name, self.classes, model), logits)
+        check_finite(own, self.name, part)
+        return {"prediction": own[:, 0].cpu().numpy(), "target": self.items(part).labels[items]}

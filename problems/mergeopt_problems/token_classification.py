@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mergeopt.batched_task import Batch, batched_records
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.entities import OUTSIDE, TagScheme, count_entities
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
-from mergeopt_problems.model_inputs import evaluating
 from mergeopt_problems.options import check_whole
-from mergeopt_problems.sequence_models import check_finite, check_inputs, logits_of, part_of, probe
+from mergeopt_problems.refusals import check_finite, part_of
+from mergeopt_problems.sequence_models import check_inputs, logits_of, probe, sequence_batches
 from mergeopt_problems.tagged_items import TaggedItems
 from mergeopt_problems.tagged_text import Tagged, TaggedTextSource, read
 from mergeopt_problems.text_encoding import TextEncoding
@@ -116,8 +117,20 @@ class TokenClassification:
             classes_by_name(self.name, items.names, names)
         TagScheme(names, f"task {self.name!r}: the model's id2label")
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device) -> Records:
-        """Return what the model says of each sentence over the task's own logits, each [items].
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Return the records of some items, None for all: the columns of `record`.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        return batched_records(self, model, part, device, items)
+
+    def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield some sentences, None for all, in batches of like lengths."""
+        return sequence_batches(model, self.items(part).sequences, self._padding, self.batch, items)
+
+    def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:
+        """Return what a model says of some sentences over the task's own logits.
 
         `true_positives`, `predicted_entities` and `gold_entities` (int64): entities found with start, end and type, said to be there, and
         there; `nll`: sum of its words' cross-entropies in nats (float64); `tokens`: how many words these are (int64); `loss`:
@@ -126,23 +139,20 @@ class TokenClassification:
         Raises:
             CandidateError: a logit is not finite.
         """
-        items = self.items(part)
+        part_items = self.items(part)
         names = class_names(self.name, self.classes, model)
-        gold = classes_by_name(self.name, items.names, names)[items.tags]
-        indices = class_indices(self.name, self.classes, model)
-        predicted = np.full(len(items.tags), OUTSIDE, dtype=np.int64)
-        nll, entropy, tokens = np.zeros(len(items)), np.zeros(len(items)), np.zeros(len(items), dtype=np.int64)
-        with evaluating(model):
-            for chosen in items.sequences.batches(self.batch):
-                rows, positions, words = items.asked(chosen)
-                logits = own_logits(indices, logits_of(model, items.sequences, chosen, self._padding, device)[rows, positions])
-                check_finite(logits, self.name, part)
-                made = classified(logits, torch.from_numpy(gold[words]).to(device))
-                predicted[words] = made["prediction"].numpy()
-                nll[chosen] = _sums(rows, len(chosen), made["loss"])
-                entropy[chosen] = _sums(rows, len(chosen), made["entropy"])
-                tokens[chosen] = np.bincount(rows, minlength=len(chosen))
-        counts = count_entities(TagScheme(names, f"task {self.name!r}: the model's id2label"), predicted, gold, items.words)
+        rows, positions, words = part_items.asked(items)
+        own = own_logits(class_indices(self.name, self.classes, model), logits[rows, positions])
+        check_finite(own, self.name, part)
+        places = classes_by_name(self.name, part_items.names, names)
+        made = classified(own, torch.from_numpy(places[part_items.tags[words]]))
+        every = part_items.words_of(items)
+        predicted = np.full(len(every), OUTSIDE, dtype=np.int64)
+        predicted[part_items.positions[every] >= 0] = made["prediction"]
+        scheme = TagScheme(names, f"task {self.name!r}: the model's id2label")
+        counts = count_entities(scheme, predicted, places[part_items.tags[every]], part_items.words[items])
+        nll, entropy = _sums(rows, len(items), made["loss"]), _sums(rows, len(items), made["entropy"])
+        tokens = np.bincount(rows, minlength=len(items))
         return {
             "true_positives": counts.right,
             "predicted_entities": counts.predicted,
@@ -182,6 +192,6 @@ def _items(sentences: Tagged, encoding: TextEncoding, where: str) -> TaggedItems
     return TaggedItems(sequences.chosen(kept), [positions[row] for row in kept], own.tags, settings=encoding.settings)
 
 
-def _sums(rows: npt.NDArray[np.int64], count: int, values: torch.Tensor) -> npt.NDArray[np.float64]:
+def _sums(rows: npt.NDArray[np.int64], count: int, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return sums over words by row, float64 [count], always in the same order."""
-    return np.bincount(rows, weights=values.double().numpy(), minlength=count).astype(np.float64, copy=False)
+    return np.bincount(rows, weights=values.astype(np.float64), minlength=count).astype(np.float64, copy=False)

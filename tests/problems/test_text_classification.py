@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from mergeopt import registry
+from mergeopt.batched_task import in_batches
 from mergeopt.errors import CandidateError, ConfigError, DataError
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.models.architecture import quiet_transformers
@@ -364,7 +365,7 @@ ragged = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size
 def test_sequences_are_padded_to_the_longest(rows: list[list[int]], size: int, padding: int) -> None:
     """Batches hold every text once, longest first; each row is a text's ids, then padding that the mask leaves out."""
     made = Sequences(rows, [[1] * len(row) for row in rows])
-    batches = made.batches(size)
+    batches = in_batches(made.longest_first(), size)
     order = np.concatenate(batches).tolist()
     assert sorted(order) == list(range(len(rows)))
     assert [len(rows[k]) for k in order] == sorted(map(len, rows), reverse=True)

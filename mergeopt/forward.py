@@ -1,40 +1,37 @@
-"""Token models asked the same way: what they get, what their configuration says, and how they are left."""
+"""Models asked the same way: what they are given, and how they are left."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["configured", "evaluating", "forward"]
+__all__ = ["evaluating", "forward"]
 
 
 def forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device: torch.device) -> torch.Tensor:
     """Return a model's logits in its own type; a model of transformers is told to keep no cache.
 
     Args:
-        model: takes `input_ids`.
-        inputs: `input_ids`, and others that it is only given where it knows them.
+        model: on the device.
+        inputs: by argument name; the first is given to every model, the others where it knows them. Numbers with a point are given in the
+            type of the model's weights.
         device: where the model is.
     """
     known = inspect.signature(model.forward).parameters
-    given: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items() if name == "input_ids" or name in known}
+    main, dtype = next(iter(inputs)), next(model.parameters()).dtype
+    given: dict[str, Any] = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+        if name == main or name in known
+    }
     if "use_cache" in known:
         given["use_cache"] = False
     logits: Any = getattr(model(**given), "logits", None)
     return logits  # type: ignore[no-any-return]
-
-
-def configured(model: torch.nn.Module, names: Sequence[str]) -> int | None:
-    """Return the first of some settings that a transformers model has, None where it has none."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    found = (getattr(config, name, None) for name in names)
-    return next((value for value in found if isinstance(value, int)), None)
 
 
 @contextmanager
