@@ -145,7 +145,8 @@ class ObjectiveInfo:
         constraint: bounds (lowest, highest) that a feasible candidate keeps, None where there is no bound.
         decomposable: whether the value is a mean of per-item values.
         items: how many items of the search part it rests on; None when it is not said.
-        expert: the expert whose head, KL target and own score it refers to; None where there is none.
+        expert: the expert whose head it is measured with where heads are separate, and whose predictions and weights its losses may refer
+            to; None where there is none.
     """
 
     name: str
@@ -204,6 +205,6 @@ class Objective(Protocol):
             model: in evaluation mode, on the device; it must not be changed.
             part: which data.
             device: where the model is.
-            memo: records of this very model by (task, part), shared by the objectives so that each task runs once.
+            memo: records of this very candidate by (live model, task, part), shared by the objectives so that each task runs once a head.
         """
         ...

@@ -69,19 +69,15 @@ def tiny_vit() -> PreTrainedModel:
     )
 
 
-def tiny_bert() -> PreTrainedModel:
-    """Return a BERT classifier of two layers over a vocabulary of 11."""
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=11,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=12,
-            id2label=dict(enumerate("abc")),
-        )
-    )
+def tiny_bert(
+    kind: type[PreTrainedModel] = BertForSequenceClassification, labels: Sequence[str] = "abc", **changes: Any
+) -> PreTrainedModel:
+    """Return a BERT of two layers over a vocabulary of 11: a classifier of texts into three classes, or what else is asked for."""
+    sizes: Mapping[str, Any] = {
+        "vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 12, "id2label": dict(enumerate(labels)), "label2id": {name: k for k, name in enumerate(labels)},
+    }  # fmt: skip
+    return kind(BertConfig(**{**sizes, **changes}))
 
 
 def tiny_gpt2() -> PreTrainedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -29,7 +31,7 @@ class DeltaArena:
 
 
 class CandidateArena:
-    """Weights of N candidates, [N, P], and the live model that looks at one of them at a time.
+    """Weights of N candidates, [N, P], and the live model that looks at one of them at a time; where heads are separate, one for each head.
 
     Addresses never change: binding a candidate points the model's parameters at its row, and nothing is copied.
 
@@ -43,9 +45,14 @@ class CandidateArena:
     def __init__(self, candidates: int, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout = layout
         self.rows = _zeros(candidates, layout.size, dtype, device)
-        self.model = layout.live_model(dtype, device)
         self._views = [[row[s.start : s.end].view(s.shape) for s in layout.segments] for row in self.rows]
-        self._homes = [_Home.find(self.model, segment.live) for segment in layout.segments]
+        self._live: dict[str | None, _Live] = {}
+        for head in layout.pool.heads or (None,):
+            self._live[head] = live = _Live(layout, head, dtype, device)
+            if live is self._first:
+                live.write(self._views[0])
+            live.hold(self._views[0])  # the memory it was loaded into is given back before the next is loaded
+            live.share(self._first)
 
     @property
     def candidates(self) -> int:
@@ -57,16 +64,33 @@ class CandidateArena:
         """Size of the buffer; the live model adds only tensors that are not merged."""
         return self.rows.numel() * self.rows.element_size()
 
-    def parameters(self) -> list[tuple[torch.nn.Parameter, Segment]]:
-        """Return the live model's merged parameters with their places in a row; merged buffers have no gradient and are left out."""
-        pairs = zip(self._homes, self.layout.segments, strict=True)
+    @property
+    def model(self) -> torch.nn.Module:
+        """The live model; where heads are separate, that of the first expert's."""
+        return self._first.model
+
+    def parameters(self, head: str | None = None) -> list[tuple[torch.nn.Parameter, Segment]]:
+        """Return the merged parameters of a live model with their places in a row; merged buffers have no gradient and are left out."""
+        pairs = zip(self._of(head).homes, self.layout.segments, strict=True)
         return [(home.parameter, segment) for home, segment in pairs if home.parameter is not None]
 
-    def bind(self, candidate: int) -> torch.nn.Module:
-        """Return the live model with the weights of one row."""
-        for home, view in zip(self._homes, self._views[candidate], strict=True):
-            home.hold(view)
-        return self.model
+    def bind(self, candidate: int, head: str | None = None) -> torch.nn.Module:
+        """Return the live model with the weights of one row.
+
+        Args:
+            candidate: the row.
+            head: where heads are separate, the expert whose head it has; None for the first.
+        """
+        live = self._of(head)
+        live.hold(self._views[candidate])
+        return live.model
+
+    @property
+    def _first(self) -> _Live:
+        return next(iter(self._live.values()))
+
+    def _of(self, head: str | None) -> _Live:
+        return self._first if head is None else self._live[head]
 
 
 def _zeros(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -75,6 +99,32 @@ def _zeros(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> to
         return torch.zeros((rows, size), dtype=dtype, device=device)
     raw = np.zeros(rows * size * torch.empty(0, dtype=dtype).element_size(), dtype=np.uint8)
     return torch.from_numpy(raw).view(dtype).view(rows, size)
+
+
+class _Live:
+    """A live model and the places in it that merged tensors go to."""
+
+    def __init__(self, layout: Layout, head: str | None, dtype: torch.dtype, device: torch.device) -> None:
+        pool = layout.pool
+        names = pool.tensors.live if head is None else pool.heads[head].live
+        self.model = layout.live_model(dtype, device, head)
+        self.homes = [_Home.find(self.model, names[segment.name]) for segment in layout.segments]
+        self._kept = [_Home.find(self.model, names[name]) for name in (*pool.coverage.excluded, *pool.coverage.copied)]
+
+    def write(self, views: Sequence[torch.Tensor]) -> None:
+        """Copy the merged tensors as they are into these."""
+        for home, view in zip(self.homes, views, strict=True):
+            view.copy_(home.held)
+
+    def hold(self, views: Sequence[torch.Tensor]) -> None:
+        """Have these tensors where the merged ones go."""
+        for home, view in zip(self.homes, views, strict=True):
+            home.hold(view)
+
+    def share(self, other: _Live) -> None:
+        """Have another's tensors where those go that are not merged and are no head: they are the same in all."""
+        for home, theirs in zip(self._kept, other._kept, strict=True):
+            home.hold(theirs.held)
 
 
 class _Home:
@@ -91,7 +141,13 @@ class _Home:
         parameter = owner._parameters.get(leaf)
         return cls(parameter, []) if parameter is not None else cls(None, [(owner, leaf)])
 
+    @property
+    def held(self) -> torch.Tensor:
+        """What is there."""
+        return self.parameter.data if self.parameter is not None else self._owners[0][0]._buffers[self._owners[0][1]]  # type: ignore[return-value]
+
     def hold(self, view: torch.Tensor) -> None:
+        """Have another tensor there."""
         if self.parameter is not None:
             self.parameter.data = view
         for owner, leaf in self._owners:

@@ -208,12 +208,13 @@ class ModelGradients:
 
     def _model_loss(self, objective: Objective, loss: str, items: Sequence[int], weight: float | None) -> LossValue:
         teacher = self._teacher(objective, items) if loss == "kl" else None
-        model = self._evaluator.arena.bind(ROW)
+        head = self._evaluator.head_of(objective)
+        model = self._evaluator.arena.bind(ROW, head)
         device = self._evaluator.device
         if weight is None:
             with torch.no_grad():
                 return _value(*_loss_of(objective, loss, model, items, device, teacher))
-        leaves = self._leaves()
+        leaves = self._leaves(head)
         try:
             value, predictions = _loss_of(objective, loss, model, items, device, teacher)
             if not value.requires_grad:
@@ -228,10 +229,10 @@ class ModelGradients:
                 leaf.grad = None
         return _value(value.detach(), predictions)
 
-    def _leaves(self) -> list[torch.Tensor]:
-        """Make the live model's merged parameters leaves whose gradients are views of the one buffer."""
+    def _leaves(self, head: str | None) -> list[torch.Tensor]:
+        """Make a live model's merged parameters leaves whose gradients are views of the one buffer."""
         leaves: list[torch.Tensor] = []
-        for parameter, segment in self._evaluator.arena.parameters():
+        for parameter, segment in self._evaluator.arena.parameters(head):
             parameter.requires_grad_(True)
             parameter.grad = self._gradient[segment.start : segment.end].view(segment.shape)
             leaves.append(parameter)
@@ -258,7 +259,7 @@ class ModelGradients:
         missing = [item for item in items if item not in known]
         if missing and task is not None:
             kept = self._evaluator.arena.rows[ROW].clone()
-            model = self._evaluator.model(self._expert_alone(str(objective.info.expert)))
+            model = self._evaluator.model(self._expert_alone(str(objective.info.expert)), self._evaluator.head_of(objective))
             with torch.no_grad():
                 known |= {item: task.predict(model, "search", [item], self._evaluator.device).logits for item in missing}
             self._evaluator.arena.rows[ROW].copy_(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +83,7 @@ class Evaluator:
         self._learned: dict[str, LearnedSet] = {}
         self._groupings: dict[str, Grouping] = {}
         for objective in self.objectives:
-            objective.check(self.arena.model)
+            objective.check(self.arena.bind(0, self.head_of(objective)))
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -132,8 +133,12 @@ class Evaluator:
             for row, error in enumerate(errors):
                 yield Outcome({}, error, {"make": share}) if error else self._score(row, part, share)
 
-    def model(self, recipe: Recipe) -> torch.nn.Module:
-        """Make one recipe and return the live model holding it; valid until the next call.
+    def head_of(self, objective: Objective) -> str | None:
+        """Return whose head an objective is measured with; None where heads are shared."""
+        return self.layout.pool.head_of(objective.info.expert)
+
+    def model(self, recipe: Recipe, head: str | None = None) -> torch.nn.Module:
+        """Make one recipe and return the live model holding it, with that head where heads are separate; valid until the next call.
 
         Raises:
             CandidateError: it cannot be made.
@@ -141,13 +146,14 @@ class Evaluator:
         (error,) = self._make([recipe])
         if error:
             raise CandidateError(error)
-        return self.arena.bind(0)
+        return self.arena.bind(0, head)
 
     def _score(self, row: int, part: Part, make: float) -> Outcome:
         began = time.perf_counter()
+        bound = functools.cache(functools.partial(self.arena.bind, row))  # once for all objectives that share a head
         try:
             with computing_threads(self.threads):
-                scores, error = score_model(self.arena.bind(row), self.objectives, part, self.device), None
+                scores, error = score_model(lambda objective: bound(self.head_of(objective)), self.objectives, part, self.device), None
         except CandidateError as failure:
             scores, error = {}, str(failure)
         return Outcome(scores, error, {"make": make, "score": time.perf_counter() - began})

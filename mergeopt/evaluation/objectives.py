@@ -97,7 +97,7 @@ class TaskObjective:
             CandidateError: the value is not finite.
             DataError: the task's records lack a column that the metric needs.
         """
-        key = (id(self.task), part)
+        key = (id(model), id(self.task), part)
         if key not in memo:
             memo[key] = self.task.records(model, part, device)
         records = memo[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from mergeopt.task import Objective, Part, Records, Score
 __all__ = ["score_model"]
 
 
-def score_model(model: torch.nn.Module, objectives: Sequence[Objective], part: Part, device: torch.device) -> dict[str, Score]:
+def score_model(
+    model_of: Callable[[Objective], torch.nn.Module], objectives: Sequence[Objective], part: Part, device: torch.device
+) -> dict[str, Score]:
     """Measure every objective on a live model.
 
     Args:
-        model: in evaluation mode, on the device.
+        model_of: returns the model that an objective is measured on, in evaluation mode, on the device; where heads are shared it is the
+            same for all.
         objectives: what to measure; those that share a task share one pass over its data.
         part: which data.
         device: where the model is.
@@ -29,7 +32,7 @@ def score_model(model: torch.nn.Module, objectives: Sequence[Objective], part: P
     memo: dict[Any, Records] = {}
     scores: dict[str, Score] = {}
     for objective in objectives:
-        name = objective.info.name
+        name, model = objective.info.name, model_of(objective)
         model.eval()  # a user's function may have left it in training mode
         try:
             score = objective.score(model, part, device, memo)

@@ -47,7 +47,7 @@ class Layout:
         segments: list[Segment] = []
         start = 0
         for name, layer in zip(pool.names, layer_labels(pool.names), strict=True):
-            spec = pool.base.spec(name)
+            spec = pool.spec(name)
             segments.append(Segment(name, pool.tensors.live[name], start, start + spec.elements, spec.shape, layer))
             start += -(-spec.elements // ALIGNMENT) * ALIGNMENT
         self.segments: tuple[Segment, ...] = tuple(segments)
@@ -58,19 +58,28 @@ class Layout:
         """Number of merged parameters, padding not counted."""
         return sum(segment.end - segment.start for segment in self.segments)
 
-    def live_model(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    def live_model(self, dtype: torch.dtype, device: torch.device, head: str | None = None) -> torch.nn.Module:
         """Return a new model in evaluation mode holding the base's weights; counters are the largest of all sources.
+
+        Args:
+            dtype: of its weights.
+            device: where it is.
+            head: where heads are separate, the expert whose head it has; its merged tensors are then that expert's.
 
         Raises:
             SourceError: a tensor left as it is in the base holds NaN or infinities (merged ones are checked as they are read).
         """
-        pool = self.pool
+        pool, own = self.pool, None if head is None else self.pool.heads[head]
         for name in pool.coverage.excluded:
             pool.read_base(name)
-        model = pool.architecture.load(pool.base, dtype).to(device)
+        architecture, checkpoint = (pool.architecture, pool.base) if own is None else (own.architecture, own.checkpoint)
+        model = architecture.load(checkpoint, dtype).to(device).requires_grad_(False)
         state = model.state_dict(keep_vars=True)
+        live = pool.tensors.live if own is None else own.live
         for name, reason in pool.coverage.copied.items():
             if reason.startswith("counter"):
-                largest = torch.stack([source.read(name) for source in (pool.base, *pool.experts.values())]).amax(0)
-                state[pool.tensors.live[name]].copy_(largest)
-        return model.requires_grad_(False)
+                sources = {"base": pool.base, **pool.experts}
+                state[live[name]].copy_(torch.stack([source.read(pool.stored(key, name)) for key, source in sources.items()]).amax(0))
+        for name in pool.coverage.excluded if own is not None else ():
+            state[live[name]].copy_(pool.read_base(name))
+        return model

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mergeopt.errors import ConfigError, MismatchError, SourceError
+from mergeopt.errors import ConfigError, MismatchError, SourceError, nearest
 from mergeopt.models.architecture import Architecture, HubArchitecture, ModuleArchitecture, TensorMap, tensor_map
 from mergeopt.models.carry import Carry, carried_files
-from mergeopt.models.checkpoint import Checkpoint
+from mergeopt.models.checkpoint import Checkpoint, TensorSpec
+from mergeopt.models.differences import configuration_differences, tensor_differences
+from mergeopt.models.heads import Head, SeparateHeads, separate_heads
 
-__all__ = ["Coverage", "Pool"]
+__all__ = ["ALL_HEADS", "HEADS", "Coverage", "Pool"]
+
+HEADS = ("shared", "separate")
+"""What may become of heads: merged like any tensor, or kept apart, one per expert."""
+ALL_HEADS = "all"
+"""What is asked for to have every head."""
 
 COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 RESERVED = ("base", "learned")
 """Names of a recipe's other sources."""
 STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
-HARMLESS = re.compile(
-    r"_name_or_path|transformers_version|dtype|label|dropout|_drop|drop_|initializer|use_cache|problem_type|task_specific|gradient|"
-    r"finetuning|output_|return_dict|tokenizer_class|_token_id|architectures|is_decoder_cached|_commit_hash|_attn_implementation"
-)
-"""Keys of a configuration that may differ between models to be merged: they change training or bookkeeping, not what is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Coverage:
         excluded: tensors kept as they are in the base because the user said so.
         tied: second copies of merged tensors, and of which.
         recalibrate: merged normalisation statistics, which are not the merged model's own.
+        heads: tensors of heads that stay apart, by the expert whose they are; under `base` those of the base's own, which no model uses.
     """
 
     merged: tuple[str, ...]
@@ -45,11 +47,18 @@ class Coverage:
     excluded: tuple[str, ...]
     tied: Mapping[str, str]
     recalibrate: tuple[str, ...]
+    heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """Number of stored tensors accounted for."""
-        return len(self.merged) + len(self.copied) + len(self.excluded) + len(self.tied)
+        return sum(self.counts.values())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of stored tensors by what becomes of them."""
+        plain = {"merged": len(self.merged), "copied": len(self.copied), "excluded": len(self.excluded), "tied": len(self.tied)}
+        return plain | ({"in heads": sum(map(len, self.heads.values()))} if self.heads else {})
 
 
 class Pool:
@@ -58,14 +67,17 @@ class Pool:
     Args:
         base: Hugging Face folder, safetensors file, or `hf://owner/name`.
         experts: the same by name, or a list (then named after the last part of their paths).
-        exclude: regexes of stored tensor names left as they are in the base (heads, say).
+        exclude: regexes of stored tensor names left as they are in the base.
         module: for bare safetensors files, what builds the `torch.nn.Module` they are the weights of.
         carry: whose tokenizer, processor, chat template and generation settings to hand on, by kind, where sources disagree.
+        heads: `shared`: heads are merged like any tensor, so all are alike; `separate`: every expert keeps its own, which may be of any
+            shape and class of model, and what is merged is the rest, the body. The base may then lack a head.
+        head_tensors: with separate heads, regexes of the names of their tensors; none for the tensors outside the base model.
 
     Raises:
         SourceError: a model cannot be read.
         MismatchError: the models do not fit together; the message lists every tensor with both shapes.
-        ConfigError: no expert, names that repeat, or a pattern that excludes nothing.
+        ConfigError: no expert, names that repeat, a pattern that matches nothing, or no heads to keep apart.
     """
 
     def __init__(
@@ -76,13 +88,21 @@ class Pool:
         exclude: Sequence[str] = (),
         module: Callable[[], torch.nn.Module] | None = None,
         carry: Mapping[str, str] | None = None,
+        heads: str = "shared",
+        head_tensors: Sequence[str] = (),
     ) -> None:
+        _check_heads(heads, head_tensors)
         self.base = Checkpoint(base)
         self.experts = {name: Checkpoint(path) for name, path in _named(experts).items()}
         self.architecture = self._architecture(module)
-        self.tensors: TensorMap = tensor_map(self.architecture, self.base.names, f"the base ({self.base.path})")
-        self._check_experts()
-        patterns = _patterns(exclude)
+        self.head_mode, self.head_tensors = heads, tuple(head_tensors)
+        self._separate = self._separated(module) if heads == "separate" else None
+        if self._separate is None:
+            self.tensors: TensorMap = tensor_map(self.architecture, self.base.names, f"the base ({self.base.path})")
+            self._check_experts()
+        else:
+            self.tensors = self._separate.tensors
+        patterns = _patterns(exclude, "exclude")
         self.exclude = tuple(patterns)
         self.coverage = self._cover(patterns)
         self.carry: Carry = carried_files({"base": self.base, **self.experts}, carry or {})
@@ -97,13 +117,52 @@ class Pool:
         """Names of the experts, in the user's order."""
         return tuple(self.experts)
 
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """Heads that stay apart, by expert; none where they are shared."""
+        return {} if self._separate is None else self._separate.heads
+
+    def head_of(self, expert: str | None) -> str | None:
+        """Return whose head a model that an expert is the measure of has; None where all have the same."""
+        return expert if self.heads else None
+
+    def heads_asked(self, head: str | None) -> tuple[str | None, ...]:
+        """Return the heads that someone who asks for a model means: the one asked for, or the only one there is.
+
+        Args:
+            head: an expert's name, `all` for every one, None for the only one.
+
+        Raises:
+            ConfigError: there is no such head, or there are several and none was asked for.
+        """
+        known = list(self.heads)
+        if not known:
+            if head is not None:
+                raise ConfigError(f"the head {head!r} was asked for, but these models share one head, which is merged; leave the head out")
+            return (None,)
+        if head == ALL_HEADS:
+            return tuple(known)
+        if head is None and len(known) > 1:
+            raise ConfigError(f"this merge has a head per expert; say whose to write: {', '.join(known)}, or {ALL_HEADS} (a folder each)")
+        if head is not None and head not in known:
+            raise ConfigError(f"there is no head {head!r}; {nearest(head, [*known, ALL_HEADS])}")
+        return (known[0] if head is None else head,)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and element type of a merged, copied or excluded tensor, as the base has it."""
+        return self.base.spec(self.stored("base", name))
+
+    def stored(self, source: str, name: str) -> str:
+        """Return the name that a tensor is stored under in a source: the same in all, unless their classes differ."""
+        return name if self._separate is None else self._separate.stored[source][name]
+
     def read_base(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """Read a tensor of the base in float32, [*shape].
 
         Raises:
             SourceError: it holds NaN or infinities.
         """
-        return _finite(self.base.read(name, device).to(torch.float32), name, f"the base ({self.base.path})")
+        return _finite(self.base.read(self.stored("base", name), device).to(torch.float32), name, f"the base ({self.base.path})")
 
     def stack(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """Read a tensor of all experts in float32, [K, *shape], in the user's order.
@@ -112,24 +171,41 @@ class Pool:
             SourceError: an expert's holds NaN or infinities.
         """
         return torch.stack(
-            [_finite(c.read(name, device).to(torch.float32), name, f"expert {key!r} ({c.path})") for key, c in self.experts.items()]
+            [
+                _finite(c.read(self.stored(key, name), device).to(torch.float32), name, f"expert {key!r} ({c.path})")
+                for key, c in self.experts.items()
+            ]
         )
 
-    def _architecture(self, module: Callable[[], torch.nn.Module] | None) -> Architecture:
+    def _architecture(self, module: Callable[[], torch.nn.Module] | None, source: Checkpoint | None = None) -> Architecture:
+        of = source or self.base
         if module is not None:
             return ModuleArchitecture(module)
-        if self.base.folder is None:
+        if of.folder is None:
             raise SourceError(
-                f"{self.base.path} is a bare safetensors file, so nothing says what model it belongs to; give Pool(module=...) what builds "
+                f"{of.path} is a bare safetensors file, so nothing says what model it belongs to; give Pool(module=...) what builds "
                 "it, or name a Hugging Face folder"
             )
-        return HubArchitecture(self.base.folder)
+        return HubArchitecture(of.folder)
+
+    def _separated(self, module: Callable[[], torch.nn.Module] | None) -> SeparateHeads:
+        if ALL_HEADS in self.experts:
+            raise ConfigError(f"experts: with separate heads {ALL_HEADS!r} means every head; call the expert something else")
+        differences = [
+            line
+            for key, expert in self.experts.items()
+            for line in configuration_differences(self.architecture, key, expert, own_head=True)
+        ]
+        if differences:
+            raise MismatchError("\n".join(["these models do not share a body:", *differences]))
+        own = {key: self._architecture(module, expert) for key, expert in self.experts.items()}
+        return separate_heads(self.base, self.architecture, self.experts, own, _patterns(self.head_tensors, "head_tensors"))
 
     def _check_experts(self) -> None:
         stored = [name for name in self.base.names if name not in self.tensors.ignored]
         problems: list[str] = []
         for key, expert in self.experts.items():
-            problems += _configuration_differences(self.architecture, key, expert)
+            problems += configuration_differences(self.architecture, key, expert)
             names = {name for name in expert.names if name in self.base.names or name not in self.tensors.ignored}
             problems += [
                 f"  {name}: missing in expert {key!r}" for name in stored if name not in names and not self._tied_away(name, names)
@@ -140,7 +216,7 @@ class Pool:
                 f"  {name}: in expert {key!r} but not in the base" for name in sorted(live) if live[name] not in self.tensors.copies
             ]
             for name in stored:
-                problems += _tensor_differences(name, self.base, key, expert) if name in names else []
+                problems += tensor_differences(name, self.base.spec(name), key, expert.spec(name)) if name in names else []
             copies = {name: self.tensors.copies[there] for name, there in live.items() if there in self.tensors.copies}
             problems += self._untied(key, expert, names, {**self.tensors.tied, **copies})
         if problems:
@@ -166,26 +242,29 @@ class Pool:
         for name in self.tensors.live:
             if any(pattern.search(name) for pattern in patterns.values()):
                 excluded.append(name)
-            elif not self.base.spec(name).dtype.is_floating_point:
+            elif not self.spec(name).dtype.is_floating_point:
                 copied[name] = self._copy_reason(name)
             else:
                 merged.append(name)
         for text, pattern in patterns.items():
             if not any(pattern.search(name) for name in self.tensors.live):
+                if any(pattern.search(name) for head in self.heads.values() for name in head.own):
+                    raise ConfigError(f"exclude: the pattern {text!r} matches only heads, which are kept apart anyway; leave it out")
                 raise ConfigError(
                     f"exclude: the pattern {text!r} matches no tensor; the tensors are named like {next(iter(self.tensors.live))}"
                 )
         if not merged:
             raise ConfigError("exclude: the patterns leave nothing to merge")
         statistics = tuple(name for name in merged if STATISTICS.search(name))
-        return Coverage(tuple(merged), copied, tuple(excluded), dict(self.tensors.tied), statistics)
+        heads = {} if self._separate is None else {"base": self._separate.unused, **{key: head.own for key, head in self.heads.items()}}
+        return Coverage(tuple(merged), copied, tuple(excluded), dict(self.tensors.tied), statistics, heads)
 
     def _copy_reason(self, name: str) -> str:
         if COUNTERS.search(name):
             return "counter: the largest of all sources"
-        value = self.base.read(name)
+        value = self.base.read(self.stored("base", name))
         for key, expert in self.experts.items():
-            if not torch.equal(expert.read(name), value):
+            if not torch.equal(expert.read(self.stored(key, name)), value):
                 raise MismatchError(
                     f"{name} is no weight ({value.dtype}) and differs between base and expert {key!r}; it can be neither merged nor copied"
                 )
@@ -209,13 +288,20 @@ def _named(experts: Mapping[str, str | Path] | Sequence[str | Path]) -> dict[str
     return named
 
 
-def _patterns(exclude: Sequence[str]) -> dict[str, re.Pattern[str]]:
-    if isinstance(exclude, str):
-        raise ConfigError(f"exclude: expected a list of regular expressions, got {exclude!r}; write [{exclude!r}]")
+def _check_heads(heads: str, head_tensors: Sequence[str]) -> None:
+    if heads not in HEADS:
+        raise ConfigError(f"heads: {nearest(str(heads), HEADS)}; got {heads!r}")
+    if head_tensors and heads == "shared":
+        raise ConfigError("head_tensors: heads are shared, so they are merged like any tensor; say heads: separate, or leave the key out")
+
+
+def _patterns(given: Sequence[str], key: str) -> dict[str, re.Pattern[str]]:
+    if isinstance(given, str):
+        raise ConfigError(f"{key}: expected a list of regular expressions, got {given!r}; write [{given!r}]")
     try:
-        return {text: re.compile(text) for text in exclude}
+        return {text: re.compile(text) for text in given}
     except (re.error, TypeError) as error:
-        raise ConfigError(f"exclude: no regular expression among {list(exclude)}: {error}") from error
+        raise ConfigError(f"{key}: no regular expression among {list(given)}: {error}") from error
 
 
 def _finite(tensor: torch.Tensor, name: str, where: str) -> torch.Tensor:
@@ -223,32 +309,3 @@ def _finite(tensor: torch.Tensor, name: str, where: str) -> torch.Tensor:
         bad = int((~torch.isfinite(tensor)).sum())
         raise SourceError(f"{where} holds {bad} NaN or infinite of {tensor.numel()} values in {name}; a merge would spread them everywhere")
     return tensor
-
-
-def _tensor_differences(name: str, base: Checkpoint, key: str, expert: Checkpoint) -> list[str]:
-    ours, theirs = base.spec(name), expert.spec(name)
-    if ours.shape != theirs.shape:
-        return [f"  {name}: shape {list(ours.shape)} in the base, {list(theirs.shape)} in expert {key!r}"]
-    if ours.dtype != theirs.dtype and not (ours.dtype.is_floating_point and theirs.dtype.is_floating_point):
-        return [f"  {name}: {ours.dtype} in the base, {theirs.dtype} in expert {key!r}"]
-    return []
-
-
-def _configuration_differences(architecture: Architecture, key: str, expert: Checkpoint) -> list[str]:
-    if not isinstance(architecture, HubArchitecture) or expert.folder is None or not (expert.folder / "config.json").is_file():
-        return []
-    theirs = HubArchitecture(expert.folder).settings
-    ours = {name: value for name, value in architecture.settings.items() if name in theirs}
-    return [f"  config.json: {name} is {a!r} in the base, {b!r} in expert {key!r}" for name, a, b in _differences(ours, theirs)]
-
-
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield what differs as (dotted key, our value, their value), without what is harmless; one side's missing keys are None."""
-    for name in ours if not prefix else {**ours, **theirs}:
-        a, b = ours.get(name), theirs.get(name)
-        if HARMLESS.search(name) or a == b:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", a, b

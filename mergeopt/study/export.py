@@ -185,7 +185,7 @@ def _rescore(pool: Pool, folder: Path, recipe: Recipe, objectives: Sequence[Obje
     place = pick_device(device)
     architecture = HubArchitecture(folder) if isinstance(pool.architecture, HubArchitecture) else pool.architecture
     model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
-    return {name: score.value for name, score in score_model(model, objectives, "search", place).items()}
+    return {name: score.value for name, score in score_model(lambda _: model, objectives, "search", place).items()}
 
 
 def _check_written(pool: Pool, written: Checkpoint) -> None:

@@ -1,0 +1,57 @@
+"""What keeps two models from being merged: settings and tensors that differ, a line each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergeopt.models.architecture import Architecture, HubArchitecture
+from mergeopt.models.checkpoint import Checkpoint, TensorSpec
+
+__all__ = ["configuration_differences", "tensor_differences"]
+
+HARMLESS = re.compile(
+    r"_name_or_path|transformers_version|dtype|label|dropout|_drop|drop_|initializer|use_cache|problem_type|task_specific|gradient|"
+    r"finetuning|output_|return_dict|tokenizer_class|_token_id|architectures|is_decoder_cached|_commit_hash|_attn_implementation"
+)
+"""Keys of a configuration that may differ between models to be merged: they change training or bookkeeping, not what is computed."""
+OF_HEADS = re.compile(r"^(classifier|summary|pooler|num_choices)")
+"""Keys that only a head computes with."""
+
+
+def configuration_differences(architecture: Architecture, key: str, expert: Checkpoint, *, own_head: bool = False) -> list[str]:
+    """Return what an expert's configuration says otherwise than the base's, as far as it counts.
+
+    Args:
+        architecture: the base's.
+        key: the expert's name.
+        expert: its files.
+        own_head: whether it keeps a head of its own, whose settings then may differ.
+    """
+    if not isinstance(architecture, HubArchitecture) or expert.folder is None or not (expert.folder / "config.json").is_file():
+        return []
+    theirs = HubArchitecture(expert.folder).settings
+    ours = {name: value for name, value in architecture.settings.items() if name in theirs and not (own_head and OF_HEADS.search(name))}
+    return [f"  config.json: {name} is {a!r} in the base, {b!r} in expert {key!r}" for name, a, b in _differences(ours, theirs)]
+
+
+def tensor_differences(name: str, ours: TensorSpec, key: str, theirs: TensorSpec) -> list[str]:
+    """Return how an expert's tensor differs from the base's in shape or kind of element."""
+    if ours.shape != theirs.shape:
+        return [f"  {name}: shape {list(ours.shape)} in the base, {list(theirs.shape)} in expert {key!r}"]
+    if ours.dtype != theirs.dtype and not (ours.dtype.is_floating_point and theirs.dtype.is_floating_point):
+        return [f"  {name}: {ours.dtype} in the base, {theirs.dtype} in expert {key!r}"]
+    return []
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs as (dotted key, our value, their value), without what is harmless; one side's missing keys are None."""
+    for name in ours if not prefix else {**ours, **theirs}:
+        a, b = ours.get(name), theirs.get(name)
+        if HARMLESS.search(name) or a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", a, b
