@@ -24,7 +24,7 @@ from mergeopt.evaluation.materialize import ELEMENTS, Materializer
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.threads import computing_threads
 from mergeopt.learned import LearnedSet
-from mergeopt.operators.contract import Dense, Linear, MergeOperator, Plan
+from mergeopt.operators.contract import Dense, Linear, MergeOperator, Plan, Rational
 from mergeopt.recipe import Argument, Learned, Recipe
 from mergeopt.task import DifferentiableTask, Objective, Predictions
 
@@ -321,8 +321,25 @@ def _plan_gradients(plan: Plan, rows: torch.Tensor, gradient: torch.Tensor) -> I
     if isinstance(plan, Linear):
         yield plan.coefficients, (rows @ gradient)[None].to(plan.coefficients)
         return
+    if isinstance(plan, Rational):
+        yield plan.coefficients, _quotient_gradient(plan, rows, gradient)[None].to(plan.coefficients)
+        return
     if isinstance(plan, Dense):
         yield plan.apply(rows)[0], gradient
         return
     for start in range(0, rows.shape[1], ELEMENTS):
         yield plan.function(0, rows[:, start : start + ELEMENTS]), gradient[start : start + ELEMENTS]
+
+
+def _quotient_gradient(plan: Rational, rows: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return sum_s g_s (N_ks - out_s M_ks) / d_s [K], with d the divisor; what the floor holds up does not move with the coefficients."""
+    total = rows.new_zeros(len(rows) // 2)
+    coefficients = plan.coefficients[0].detach().to(rows.dtype)
+    for start in range(0, rows.shape[1], ELEMENTS):
+        numerators, denominators = rows[:, start : start + ELEMENTS].chunk(2)
+        below = coefficients @ denominators
+        divisor = below.clamp(min=plan.floor)
+        scaled = gradient[start : start + ELEMENTS] / divisor
+        out = (coefficients @ numerators) / divisor
+        total += numerators @ scaled - denominators @ (scaled * out * (below > plan.floor))
+    return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,19 +18,22 @@ from mergeopt.errors import CandidateError
 from mergeopt.evaluation.arena import DeltaArena
 from mergeopt.genomes.coefficients import ParameterValues
 from mergeopt.models.layout import Layout, Segment
-from mergeopt.operators.contract import Arguments, Dense, Linear, MergeOperator, Plan, Static, check_plan
+from mergeopt.operators.contract import Arguments, Dense, Linear, MergeOperator, Plan, Rational, Static, Statistics, check_plan
 from mergeopt.recipe import groups_json
 
-__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Run", "Stack", "Values", "stream"]
+__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Measured", "Run", "Stack", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
 ELEMENTS = 1 << 16  # elements per call of an elementwise rule: its temporaries stay in the caches (1.3 to 1.5 times faster than 2^20)
 WIDE = 4  # rows beyond which a product with one candidate may sum in another order than one with several (seen from 8 on)
+TALL, BROAD = 4, 16  # rows and columns of a product below which MKL may sum in another order, with or without fused additions
 
 Values = Mapping[str, ParameterValues]
 """The parameter values of one candidate, by name."""
 Stack = Callable[[Segment], torch.Tensor]
 """Gives what is merged for one tensor, float32 [K, *shape]: the experts, or members that evolved from them."""
+Measured = Callable[[str], Statistics]
+"""Gives what was measured of the experts for a tensor, by its stored name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,17 @@ class Materializer:
         device: where candidates are made.
         sources: base and experts as they are, [K + 1, P] float32; given for an operator whose rows are these (`expert_rows`), nothing is
             prepared, and a row that changes later changes what is made.
+        measured: gives the statistics that the operator requires, None where it requires none.
     """
 
     def __init__(
-        self, layout: Layout, operator: MergeOperator, like: Values, device: torch.device, sources: torch.Tensor | None = None
+        self,
+        layout: Layout,
+        operator: MergeOperator,
+        like: Values,
+        device: torch.device,
+        sources: torch.Tensor | None = None,
+        measured: Measured | None = None,
     ) -> None:
         self.layout, self.operator, self.device = layout, operator, device
         self._states: list[Hashable] = [None] * len(layout.segments)
@@ -98,7 +108,7 @@ class Materializer:
         for index, segment in enumerate(layout.segments):
             base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
             out = self.rows[:, segment.start : segment.end]
-            self._states[index] = operator.prepare(base, experts, fixed.at(index), overall, out, segment.name)
+            self._states[index] = _prepare(operator, segment, (base, experts), fixed.at(index), overall, out, measured)
 
     def __call__(self, candidates: Sequence[Values], out: torch.Tensor, contents: Sequence[Contents] | None = None) -> list[str | None]:
         """Write the weights of n candidates into rows [n, P] and return what is wrong with each, None where nothing is.
@@ -132,7 +142,12 @@ class Materializer:
 
 
 def stream(
-    layout: Layout, operator: MergeOperator, values: Values, device: torch.device, stack: Stack | None = None
+    layout: Layout,
+    operator: MergeOperator,
+    values: Values,
+    device: torch.device,
+    stack: Stack | None = None,
+    measured: Measured | None = None,
 ) -> Iterator[tuple[Segment, torch.Tensor]]:
     """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape].
 
@@ -144,6 +159,7 @@ def stream(
         values: of its parameters.
         device: where it is made.
         stack: gives what is merged; None for the experts.
+        measured: gives the statistics that the operator requires, None where it requires none.
 
     Raises:
         CandidateError: it cannot be made.
@@ -154,7 +170,7 @@ def stream(
     for index, segment in enumerate(layout.segments):
         base, experts = layout.pool.read_base(segment.name, device), stacked(segment)
         rows = torch.zeros((operator.rows(fixed.at(index), len(experts)), base.numel()), dtype=torch.float32, device=device)
-        state = operator.prepare(base, experts, fixed.at(index), overall, rows, segment.name)
+        state = _prepare(operator, segment, (base, experts), fixed.at(index), overall, rows, measured)
         plan = operator.lower(state, arguments_at(index))
         check_plan(plan, 1, len(rows), operator.name)
         out = torch.empty((1, base.numel()), dtype=torch.float32, device=device)
@@ -187,6 +203,19 @@ def _overall(layout: Layout, operator: MergeOperator, fixed: _Fixed, device: tor
             return None  # the rule works tensor by tensor
         surveys.append(operator.survey(layout.pool.read_base(segment.name, device), stack(segment), fixed.at(index)))
     return operator.finish(surveys)
+
+
+def _prepare(
+    operator: MergeOperator,
+    segment: Segment,
+    sources: tuple[torch.Tensor, torch.Tensor],
+    static: Static,
+    overall: Any,
+    out: torch.Tensor,
+    measured: Measured | None,
+) -> Any:
+    statistics = None if measured is None else measured(segment.name)
+    return operator.prepare(*sources, static, overall, out, segment.name, statistics)
 
 
 def _cells(segments: Sequence[Segment], states: Sequence[Hashable], like: Values) -> list[Cell]:
@@ -228,7 +257,7 @@ def _arguments(candidates: Sequence[Values], device: torch.device) -> Callable[[
 
 
 def _note(plan: Plan, rows: Sequence[int], errors: list[str | None]) -> None:
-    if isinstance(plan, Linear):
+    if isinstance(plan, Linear | Rational):
         good = torch.isfinite(plan.coefficients).all(dim=1).tolist()
         for row, fine in zip(rows, good, strict=True):
             if not fine:
@@ -239,7 +268,7 @@ def _unwritten(
     plan: Plan, rows: Sequence[int], contents: Sequence[Contents], cells: list[Cell], number: int
 ) -> list[tuple[Plan, list[int]]]:
     """Return what of a plan is to be run, and into which rows: neighbours together."""
-    if not isinstance(plan, Linear):
+    if not isinstance(plan, Linear | Rational):
         for content in contents:
             content.differs(cells, number, None)
         return [(plan, list(rows))]
@@ -254,7 +283,7 @@ def _unwritten(
             groups[-1].append(index)
         else:
             groups.append([index])
-    return [(Linear(coefficients[group]), [rows[index] for index in group]) for group in groups]
+    return [(replace(plan, coefficients=coefficients[group]), [rows[index] for index in group]) for group in groups]
 
 
 def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int, errors: list[str | None]) -> None:
@@ -262,6 +291,9 @@ def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[
     end = start + rows.shape[1]
     if isinstance(plan, Linear):
         _multiply(plan.coefficients.to(torch.float32), rows, out, where, slice(start, end))
+        return
+    if isinstance(plan, Rational):
+        _divide(plan, rows, out, where, start)
         return
     if isinstance(plan, Dense):
         rows, chunk = rows.reshape(len(rows), *plan.shape), max(1, end - start)
@@ -290,3 +322,21 @@ def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor,
         torch.mm(coefficients, rows, out=out[where[0] : where[0] + len(where), place])
     else:
         out[list(where), place] = torch.mm(coefficients, rows).to(out.dtype)
+
+
+def _divide(plan: Rational, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
+    coefficients, (numerators, denominators) = plan.coefficients.to(torch.float32), rows.chunk(2)
+    for at in range(0, rows.shape[1], ELEMENTS):
+        part = slice(at, min(at + ELEMENTS, rows.shape[1]))
+        above, below = _product(coefficients, numerators[:, part]), _product(coefficients, denominators[:, part])
+        out[list(where), start + at : start + part.stop] = above.div_(below.clamp_(min=plan.floor)).to(out.dtype)
+
+
+def _product(coefficients: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return coefficients @ rows [n, s], each number summed in the same order whatever n and s: small products get unused twins."""
+    n, s = len(coefficients), rows.shape[1]
+    if n < TALL:
+        coefficients = torch.cat([coefficients, coefficients[-1:].expand(TALL - n, -1)])
+    if s < BROAD:
+        rows = torch.nn.functional.pad(rows, (0, BROAD - s))
+    return torch.mm(coefficients, rows)[:n, :s]

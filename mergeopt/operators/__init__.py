@@ -1,6 +1,19 @@
 """Merge rules, each in a file of its own, and the contract they keep."""
 
-from mergeopt.operators.contract import Arguments, Dense, Elementwise, Linear, MergeOperator, Param, Plan, Requires, Static, declare
+from mergeopt.operators.contract import (
+    Arguments,
+    Dense,
+    Elementwise,
+    Linear,
+    MergeOperator,
+    Param,
+    Plan,
+    Rational,
+    Requires,
+    Static,
+    Statistics,
+    declare,
+)
 from mergeopt.operators.function import merge_operator
 
 __all__ = [
@@ -11,8 +24,10 @@ __all__ = [
     "MergeOperator",
     "Param",
     "Plan",
+    "Rational",
     "Requires",
     "Static",
+    "Statistics",
     "declare",
     "merge_operator",
 ]

@@ -18,13 +18,31 @@ import torch
 
 from mergeopt.errors import ConfigError
 
-__all__ = ["Arguments", "Dense", "Elementwise", "Linear", "MergeOperator", "Param", "Plan", "Requires", "Static", "check_plan", "declare"]
+__all__ = [
+    "Arguments",
+    "Dense",
+    "Elementwise",
+    "Linear",
+    "MergeOperator",
+    "Param",
+    "Plan",
+    "Rational",
+    "Requires",
+    "Static",
+    "StatisticKind",
+    "Statistics",
+    "check_plan",
+    "declare",
+]
 
 Static = Mapping[str, Any]
 """Values of the parameters fixed for a whole search, for one tensor: a float, int, str or bool, or [K] float64 for a per-expert one."""
 
 Arguments = Mapping[str, Any]
 """Values of all parameters for a batch: float64 [N], [N, K] for a per-expert one; a choice is one plain value for the whole batch."""
+
+StatisticKind = Literal["fisher", "gram"]
+"""What may be measured of the experts on data before a merge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +125,31 @@ class Requires:
         base: whether the rule uses the base (otherwise it only names the model).
         min_experts: fewest experts.
         max_experts: most experts, None for any number.
+        statistics: what must be measured of the experts on data; `prepare` is given it.
     """
 
     base: bool = True
     min_experts: int = 1
     max_experts: int | None = None
+    statistics: tuple[StatisticKind, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """What was measured of the experts on data, for one tensor; None for what was not asked for, or what this tensor does not have.
+
+    Args:
+        fisher: diagonal Fisher information, float32 [K, *shape]; of trainable tensors.
+        norms: ||F_k||_2 over all merged tensors of expert k, float64 [K]; with `fisher`.
+        gram: mean over tokens of x x^T for the inputs x of a linear layer, float32 [K, d, d]; of weights of linear layers. Tensors with the
+            same inputs share one object.
+        inputs: the axis of the weight along which its inputs lie: 1 for `torch.nn.Linear`, 0 for the `Conv1D` of GPT-2; with `gram`.
+    """
+
+    fisher: torch.Tensor | None = None
+    norms: torch.Tensor | None = None
+    gram: torch.Tensor | None = None
+    inputs: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +165,25 @@ class Linear:
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         """Return [N, S] of rows [R, S]; differentiable in the coefficients."""
         return self.coefficients.to(rows.dtype) @ rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rational:
+    """out = coefficients @ numerators / max(coefficients @ denominators, floor), where rows are K numerators and then K denominators.
+
+    Args:
+        coefficients: [N, K].
+        floor: smallest divisor, above zero: where all rows are zero, so is the result.
+    """
+
+    coefficients: torch.Tensor
+    floor: float = torch.finfo(torch.float32).tiny
+
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return [N, S] of rows [2 K, S]; differentiable in the coefficients."""
+        numerators, denominators = rows.chunk(2)
+        coefficients = self.coefficients.to(rows.dtype)
+        return (coefficients @ numerators) / (coefficients @ denominators).clamp(min=self.floor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,7 +223,7 @@ class Dense:
         return torch.stack([self.function(candidate, whole).reshape(-1) for candidate in range(self.candidates)])
 
 
-Plan = Linear | Elementwise | Dense
+Plan = Linear | Rational | Elementwise | Dense
 
 
 @runtime_checkable
@@ -233,7 +290,16 @@ class MergeOperator(Protocol):
         """Make the statistics of the whole model of those of all tensors, given in the model's order."""
         ...
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> Any:
+    def prepare(
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
+    ) -> Any:
         """Do all work that no candidate changes for one tensor; write it into rows and return what `lower` needs besides.
 
         Args:
@@ -243,6 +309,7 @@ class MergeOperator(Protocol):
             overall: what `finish` returned.
             out: [R, S] float32, to be written.
             name: the tensor's stored name; what random numbers are drawn by.
+            statistics: what `requires` names, None where it names nothing.
 
         Returns:
             A hashable state; tensors with equal states and parameter values are lowered together.
@@ -261,11 +328,12 @@ class MergeOperator(Protocol):
 
 def check_plan(plan: Plan, candidates: int, rows: int, operator: str) -> None:
     """Raise `ConfigError` when a plan does not fit the batch: a defect of the operator, said plainly to its author."""
-    if isinstance(plan, Linear):
-        expected = (candidates, rows)
-        if tuple(plan.coefficients.shape) != expected:
+    if isinstance(plan, Linear | Rational):
+        columns, name = (rows, "R") if isinstance(plan, Linear) else (rows / 2, "R / 2")
+        if tuple(plan.coefficients.shape) != (candidates, columns):
             raise ConfigError(
-                f"operator {operator!r}: expected coefficients of shape (N, R) = {expected}, got {tuple(plan.coefficients.shape)}"
+                f"operator {operator!r}: expected coefficients of shape (N, {name}) = ({candidates}, {columns:g}), got "
+                f"{tuple(plan.coefficients.shape)}"
             )
     elif plan.candidates != candidates:
         raise ConfigError(f"operator {operator!r}: expected a plan for {candidates} candidates, got one for {plan.candidates}")

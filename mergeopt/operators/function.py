@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mergeopt.errors import CandidateError, ConfigError
-from mergeopt.operators.contract import Arguments, Dense, Param, Requires, Static, declare
+from mergeopt.operators.contract import Arguments, Dense, Param, Requires, Static, Statistics, declare
 
 __all__ = ["FunctionOperator", "OperatorFactory", "merge_operator"]
 
@@ -53,7 +53,14 @@ class FunctionOperator:
         return None
 
     def prepare(
-        self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = ""
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
     ) -> tuple[int, ...]:
         out[0].copy_(base.reshape(-1))
         out[1:].copy_((experts - base).reshape(len(experts), -1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mergeopt.operators.contract import Arguments, Linear, Param, Requires, Static, declare
+from mergeopt.operators.contract import Arguments, Linear, Param, Requires, Static, Statistics, declare
 
 __all__ = ["LinearMerge"]
 
@@ -46,7 +46,16 @@ class LinearMerge:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> None:
+    def prepare(
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
+    ) -> None:
         out.copy_(experts.reshape(out.shape))
 
     def lower(self, state: Any, arguments: Arguments) -> Linear:

@@ -10,7 +10,7 @@ import torch
 
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.operators.angle import arc, cosine
-from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, declare
+from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, Statistics, declare
 
 __all__ = ["NuSlerp"]
 
@@ -65,7 +65,16 @@ class NuSlerp:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> _State:
+    def prepare(
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
+    ) -> _State:
         out[0].copy_(base.reshape(-1))
         out[1:3].copy_(experts.reshape(2, -1))
         first, second = experts.double() - base.double()

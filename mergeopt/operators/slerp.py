@@ -10,7 +10,7 @@ import torch
 
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.operators.angle import arc, cosine
-from mergeopt.operators.contract import Arguments, Linear, Param, Requires, Static, declare
+from mergeopt.operators.contract import Arguments, Linear, Param, Requires, Static, Statistics, declare
 
 __all__ = ["Slerp"]
 
@@ -60,7 +60,16 @@ class Slerp:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> float:
+    def prepare(
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
+    ) -> float:
         out[-2:].copy_(experts.reshape(2, -1))
         if self.requires.base:
             out[0].copy_(base.reshape(-1))

@@ -14,7 +14,7 @@ import torch
 
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.operators.combination import Combination
-from mergeopt.operators.contract import Arguments, Dense, Elementwise, Linear, Param, Plan, Requires, Static
+from mergeopt.operators.contract import Arguments, Dense, Elementwise, Linear, Param, Plan, Requires, Static, Statistics
 
 __all__ = ["SEED", "Rule", "SparseMerge", "Sparsifier", "fixed_seed", "restore_norm"]
 
@@ -113,7 +113,14 @@ class SparseMerge:
         return None
 
     def prepare(
-        self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = ""
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
     ) -> _State | None:
         count, tau = len(experts), experts - base
         fixed, flat = self._is_fixed(static), tau.reshape(count, -1)

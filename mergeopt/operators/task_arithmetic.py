@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mergeopt.operators.contract import Arguments, Linear, Param, Requires, Static, declare
+from mergeopt.operators.contract import Arguments, Linear, Param, Requires, Static, Statistics, declare
 
 __all__ = ["TaskArithmetic"]
 
@@ -44,7 +44,16 @@ class TaskArithmetic:
     def finish(self, surveys: Sequence[Any]) -> None:
         return None
 
-    def prepare(self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = "") -> None:
+    def prepare(
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
+    ) -> None:
         out[0].copy_(base.reshape(-1))
         out[1:].copy_(experts.reshape(len(experts), -1))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mergeopt.errors import ConfigError, nearest
-from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, declare
+from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, Statistics, declare
 from mergeopt.operators.election import VOTE, agreement
 from mergeopt.operators.ranks import descending_ranks
 
@@ -85,7 +85,14 @@ class Ties:
         return _overall(torch.cat([tau for tau, _ in surveys], dim=1), surveys[0][1])
 
     def prepare(
-        self, base: torch.Tensor, experts: torch.Tensor, static: Static, overall: Any, out: torch.Tensor, name: str = ""
+        self,
+        base: torch.Tensor,
+        experts: torch.Tensor,
+        static: Static,
+        overall: Any,
+        out: torch.Tensor,
+        name: str = "",
+        statistics: Statistics | None = None,
     ) -> _State | None:
         count = len(experts)
         tau = (experts - base).reshape(count, -1)

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from mergeopt.errors import ConfigError
-from mergeopt.evaluation.materialize import Materializer, Values, stream
+from mergeopt.evaluation.materialize import Materializer, Measured, Values, stream
 from mergeopt.genomes.coefficients import parameter_values
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
-from mergeopt.operators.contract import Linear, MergeOperator, Param, check_plan
+from mergeopt.operators.contract import Linear, MergeOperator, Param, Rational, Statistics, check_plan
 from mergeopt.recipe import Argument
 
 __all__ = ["TENSOR", "OperatorContract"]
@@ -75,6 +75,10 @@ class OperatorContract:
         """
         return None
 
+    def statistics(self, shape: Sequence[int], experts: int) -> Statistics | None:
+        """Return what was measured of the experts for a tensor of a shape, made up; None for an operator that requires nothing."""
+        return made_up(self.make(), shape, experts)
+
     def experts(self) -> Sequence[int]:
         """Return the numbers of experts K to test."""
         requires = self.make().requires
@@ -106,7 +110,7 @@ class OperatorContract:
             arguments |= {name: _first(arguments[name]) for name in static}
             for shape in SHAPES:
                 base, sources = _weights(shape, experts)
-                made = _apply(operator, base, sources, arguments, static)
+                made = _apply(operator, base, sources, arguments, static, self.statistics(shape, experts))
                 assert made.shape == (4, base.numel())
                 for candidate in range(4):
                     expected = self._expected(base, sources, arguments, candidate)
@@ -144,8 +148,9 @@ class OperatorContract:
             moved = {name: value[:, order] if name in per_expert else value for name, value in arguments.items()}
             for shape in SHAPES:
                 base, sources = _weights(shape, experts)
-                made = _apply(operator, base, sources, arguments, self.fixed)
-                again = _apply(operator, base, sources[torch.from_numpy(order)], moved, self.fixed)
+                given = self.statistics(shape, experts)
+                made = _apply(operator, base, sources, arguments, self.fixed, given)
+                again = _apply(operator, base, sources[torch.from_numpy(order)], moved, self.fixed, _reordered(given, order))
                 torch.testing.assert_close(made, again, rtol=1e-5, atol=1e-5)
 
     def test_gradients_are_those_of_finite_differences(self) -> None:
@@ -165,7 +170,8 @@ class OperatorContract:
         away = torch.from_numpy(np.random.default_rng(3).standard_normal((len(values), base.numel())))
 
         def loss(at: torch.Tensor) -> torch.Tensor:
-            return (_apply(operator, base, sources, {**arguments, param.name: at}, self.fixed).double() * away).sum()
+            made = _apply(operator, base, sources, {**arguments, param.name: at}, self.fixed, self.statistics(base.shape, len(sources)))
+            return (made.double() * away).sum()
 
         (gradient,) = torch.autograd.grad(loss(values), values)
         with torch.no_grad():
@@ -180,7 +186,7 @@ class OperatorContract:
         arguments = {name: _first(value) if name in self.fixed else value for name, value in self.arguments(3, experts).items()}
         base, sources = _weights((33, 31), experts)
         kept = base.clone(), sources.clone()
-        rows, plan = _lowered(operator, base, sources, arguments, self.fixed)
+        rows, plan = _lowered(operator, base, sources, arguments, self.fixed, self.statistics((33, 31), experts))
         before = rows.clone()
         first = plan.apply(rows)
         assert torch.equal(base, kept[0])
@@ -194,17 +200,22 @@ class OperatorContract:
         operator = self.make()
         experts = self.experts()[-1]
         layout = Layout(_pool(tmp_path, experts))
+        shapes = {segment.name: segment.shape for segment in layout.segments}
+
+        def measured(name: str) -> Statistics:
+            return self.statistics(shapes[name], experts) or Statistics()
+
         for static in _splits(operator, self.fixed):
             candidates = _candidates(layout, operator, self.arguments(17, experts, seed=4), static, groups)
-            together = _made(layout, operator, candidates)
-            materializer = Materializer(layout, operator, candidates[0], CPU)
+            together = _made(layout, operator, candidates, measured)
+            materializer = Materializer(layout, operator, candidates[0], CPU, measured=measured)
             for index in (0, 7, 16):
                 alone = torch.zeros(1, layout.size)
                 assert materializer([candidates[index]], alone) == [None]
                 assert torch.equal(alone[0], together[index])
-            for segment, tensor in stream(layout, operator, candidates[16], CPU):
+            for segment, tensor in stream(layout, operator, candidates[16], CPU, measured=measured):
                 assert torch.equal(tensor.reshape(-1), together[16, segment.start : segment.end]), segment.name
-            assert torch.equal(_made(layout, operator, candidates), together)
+            assert torch.equal(_made(layout, operator, candidates, measured), together)
 
 
 def _random(param: Param, rng: np.random.Generator, count: int, experts: int) -> Any:
@@ -244,8 +255,40 @@ def _weights(shape: Sequence[int], experts: int) -> tuple[torch.Tensor, torch.Te
     return both[0], both[1:]
 
 
+def made_up(operator: MergeOperator, shape: Sequence[int], experts: int) -> Statistics | None:
+    """Return statistics of a tensor that an operator may be tried with, the same every time; None where it requires none.
+
+    Fisher information spans six orders of magnitude, and some is zero. A matrix is a linear layer's weight, seen with many tokens.
+    """
+    wanted = operator.requires.statistics
+    if not wanted:
+        return None
+    generator = torch.Generator().manual_seed(experts)
+    fisher = 10.0 ** (6 * torch.rand((experts, *shape), generator=generator) - 7)
+    fisher = torch.where(torch.rand(fisher.shape, generator=generator) < 0.1, 0.0, fisher)
+    inputs = torch.randn(experts, 2 * shape[-1] + 1, shape[-1], generator=generator) if len(shape) == 2 else None
+    return Statistics(
+        fisher if "fisher" in wanted else None,
+        0.01 * torch.arange(1, experts + 1, dtype=torch.float64) if "fisher" in wanted else None,
+        None if inputs is None or "gram" not in wanted else inputs.mT @ inputs / inputs.shape[1],
+    )
+
+
+def _reordered(statistics: Statistics | None, order: npt.NDArray[np.int64]) -> Statistics | None:
+    if statistics is None:
+        return None
+    places = torch.from_numpy(order)
+    moved = {name: getattr(statistics, name) for name in ("fisher", "norms", "gram")}
+    return Statistics(**{name: None if value is None else value[places] for name, value in moved.items()}, inputs=statistics.inputs)
+
+
 def _lowered(
-    operator: MergeOperator, base: torch.Tensor, sources: torch.Tensor, arguments: Mapping[str, Any], static: Collection[str]
+    operator: MergeOperator,
+    base: torch.Tensor,
+    sources: torch.Tensor,
+    arguments: Mapping[str, Any],
+    static: Collection[str],
+    statistics: Statistics | None,
 ) -> tuple[torch.Tensor, Any]:
     """Return the prepared rows of one tensor, taken for a whole model, and the plan of a batch over them."""
     per_tensor = {name: arguments[name] if _is_choice(arguments[name]) else np.asarray(arguments[name])[0] for name in static}
@@ -253,7 +296,7 @@ def _lowered(
     count = next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))
     overall = operator.finish([operator.survey(base, sources, per_tensor)])
     rows = torch.zeros(operator.rows(per_tensor, len(sources)), base.numel())
-    state = operator.prepare(base, sources, per_tensor, overall, rows, TENSOR)
+    state = operator.prepare(base, sources, per_tensor, overall, rows, TENSOR, statistics)
     assert hash(state) == hash(state)
     plan = operator.lower(state, batch)
     check_plan(plan, count, len(rows), operator.name)
@@ -265,10 +308,15 @@ def _is_choice(value: Any) -> bool:
 
 
 def _apply(
-    operator: MergeOperator, base: torch.Tensor, sources: torch.Tensor, arguments: Mapping[str, Any], static: Collection[str]
+    operator: MergeOperator,
+    base: torch.Tensor,
+    sources: torch.Tensor,
+    arguments: Mapping[str, Any],
+    static: Collection[str],
+    statistics: Statistics | None,
 ) -> torch.Tensor:
-    rows, plan = _lowered(operator, base, sources, arguments, static)
-    made: torch.Tensor = plan.apply(rows.double() if isinstance(plan, Linear) else rows)
+    rows, plan = _lowered(operator, base, sources, arguments, static, statistics)
+    made: torch.Tensor = plan.apply(rows.double() if isinstance(plan, Linear | Rational) else rows)
     return made
 
 
@@ -303,7 +351,7 @@ def _candidates(
     return candidates
 
 
-def _made(layout: Layout, operator: MergeOperator, candidates: Sequence[Values]) -> torch.Tensor:
+def _made(layout: Layout, operator: MergeOperator, candidates: Sequence[Values], measured: Measured) -> torch.Tensor:
     out = torch.zeros(len(candidates), layout.size)
-    assert Materializer(layout, operator, candidates[0], CPU)(candidates, out) == [None] * len(candidates)
+    assert Materializer(layout, operator, candidates[0], CPU, measured=measured)(candidates, out) == [None] * len(candidates)
     return out
