@@ -14,6 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA card where there is none."""
+    needy = [item for item in items if item.get_closest_marker("cuda")]
+    if needy:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needy:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA card"))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the larger data sets, MERGEOPT_DATA."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from typing import Any
+
 import torch
+from torch.utils import collect_env
 
 from mergeopt.errors import ConfigError, nearest
 
-__all__ = ["DTYPES", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "hardware", "pick_device", "pick_dtype"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -18,13 +23,16 @@ def pick_device(name: str) -> torch.device:
         ConfigError: an unknown name, or a card that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    asked = re.fullmatch(r"cuda(?::([0-9]+))?", name)
+    if asked is None:
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:0, got {name!r}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name} was asked for, this machine has {torch.cuda.device_count()} CUDA cards; use auto or cpu")
-    return torch.device(name)
+    index, cards = int(asked[1] or 0), torch.cuda.device_count()
+    if index >= cards:
+        raise ConfigError(f"device: {name} was asked for, this machine has {cards} CUDA cards; use auto or cpu")
+    return torch.device("cuda", index)
 
 
 def pick_dtype(name: str) -> torch.dtype:
@@ -36,3 +44,19 @@ def pick_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"model: dtype: {nearest(name, DTYPES)}; got {name!r}")
     return DTYPES[name]
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return what of a device and its libraries can change last bits; JSON-able."""
+    if device.type != "cuda":
+        return {"name": platform.processor() or platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    major, minor = torch.cuda.get_device_capability(device)
+    environment: Any = collect_env
+    cudnn: Any = torch.backends.cudnn
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "instructions": f"sm_{major}{minor}",
+        "driver": environment.get_nvidia_driver_version(environment.run),
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn.version(),
+    }

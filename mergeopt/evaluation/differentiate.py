@@ -121,11 +121,8 @@ class ModelGradients:
         self._gradient.zero_()
         self._evaluator.model(self._plain(weights))
         if weights.learned is not None and weights.preference is not None:
-            self._evaluator.forget(ROW)
-            row, preference = self._evaluator.arena.rows[ROW], weights.preference.to(self._evaluator.device)
-            for segment in self._targets(weights.learned):
-                with torch.no_grad(), self._threads():
-                    row[segment.start : segment.end] += weights.learned.delta(segment.name, preference).reshape(-1).to(row)
+            with torch.no_grad(), self._threads():
+                self._correct(_own(weights.coefficients), weights.learned, weights.preference.to(self._evaluator.device))
 
     def loss(self, objective: str, loss: str, items: Sequence[int], *, weight: float | None = None, target_scale: float = 1.0) -> LossValue:
         """Take one loss of the model that was put, and gather `weight` times its gradient.
@@ -173,6 +170,18 @@ class ModelGradients:
         if self._folder is not None and not (self._folder / learned.hash[:32]).exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             learned.save(self._folder / learned.hash[:32])
+
+    def _correct(self, coefficients: LearnedCoefficients, learned: LearnedSet, preference: torch.Tensor) -> None:
+        """Add a learned set to the merge in the live model: in float32, and rounded once, as a recipe's is."""
+        row = wide = self._evaluator.arena.rows[ROW]
+        if row.dtype != torch.float32:
+            wide = torch.zeros_like(row, dtype=torch.float32)
+            self._materializer(coefficients)([coefficients.values()], wide[None])
+        for segment in self._targets(learned):
+            wide[segment.start : segment.end] += learned.delta(segment.name, preference).reshape(-1)
+        self._evaluator.forget(ROW)
+        if wide is not row:
+            row.copy_(wide)
 
     def _plain(self, weights: Weights) -> Recipe:
         coefficients = _own(weights.coefficients)

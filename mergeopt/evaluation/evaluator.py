@@ -13,6 +13,8 @@ import torch
 
 from mergeopt.errors import CandidateError, RecipeError
 from mergeopt.evaluation.arena import CandidateArena, DeltaArena
+from mergeopt.evaluation.determinism import SETTINGS
+from mergeopt.evaluation.device import hardware
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, Values, stream
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.score import score_model
@@ -92,10 +94,12 @@ class Evaluator:
 
         return {
             "device": str(self.device),
+            "hardware": hardware(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "threads": self.threads,
+            "settings": SETTINGS,
             "attention": getattr(getattr(self.arena.model, "config", None), "_attn_implementation", None),
         }
 

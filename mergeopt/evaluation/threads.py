@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""How torch computes on a candidate's behalf: with how many threads, and reproducibly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+
+from mergeopt.evaluation.determinism import reproducible
 
 __all__ = ["computing_threads", "pick_threads"]
 
@@ -21,10 +23,11 @@ def pick_threads(asked: int | None, parameters: int) -> int:
 
 @contextlib.contextmanager
 def computing_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads for the length of a block; what was set before comes back."""
+    """Let torch compute with so many threads, and reproducibly, for the length of a block; what was set before comes back."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with reproducible():
+            yield
     finally:
         torch.set_num_threads(before)

@@ -137,9 +137,10 @@ def test_gradients_reach_a_learned_set(learning: Make) -> None:
         assert (above - below) / (2 * step) == pytest.approx(float(parameter.grad.norm()), rel=2e-2)
 
 
-def test_what_is_put_is_what_the_recipe_makes(learning: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_put_is_what_the_recipe_makes(learning: Make, tmp_path: Path, dtype: str) -> None:
     """The weights learned with, those of the recipe in an arena, and those made tensor by tensor are equal bit for bit."""
-    problem = learning(groups="layer", parameters={"weight": {"low": 0.0, "high": 1.0}})
+    problem = learning(groups="layer", parameters={"weight": {"low": 0.0, "high": 1.0}}, dtype=dtype)
     gradients = problem.gradients(tmp_path)
     coefficients = gradients.coefficients(weight=0.37)
     learned = learned_set(problem).finished(problem.gradients(None).recipe(Weights(coefficients)).to_json(), {})

@@ -236,7 +236,7 @@ def test_devices_and_types_are_checked() -> None:
     """Unknown devices and element types, and cards that are not there, are refused with what is known."""
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cuda:x", "tpu:0", ""):
+    for name in ("gpu", "cuda:x", "cuda:", "cuda:0:1", "cpu:1", "tpu:0", ""):
         with pytest.raises(ConfigError, match="device: expected auto, cpu, cuda or cuda:0"):
             pick_device(name)
     with pytest.raises(ConfigError, match=r"device: cuda:99 was asked for, this machine has \d+ CUDA cards"):
