@@ -126,6 +126,11 @@ class MergeProblem:
         held_out = all("report" in objective.parts for objective in self.objectives)
         return ("search", "report") if held_out else ("search",)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the objectives' data has to say of its own worth, each sentence once."""
+        return tuple(dict.fromkeys(warning for objective in self.objectives for warning in getattr(objective, "warnings", ())))
+
     def decode(self, genome: npt.NDArray[np.float64]) -> Recipe:
         """Return the recipe of a genome [d]."""
         return self._recipe(self.operator, self.coefficients.decode(genome))

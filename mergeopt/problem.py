@@ -86,7 +86,10 @@ class Proposal:
 
 @runtime_checkable
 class Problem(Protocol):
-    """Space, objectives and meaning of a genome."""
+    """Space, objectives and meaning of a genome.
+
+    A problem may also have `warnings`, sentences: what its data has to say of its own worth. They are stored and shown with every run.
+    """
 
     @property
     def info(self) -> ProblemInfo:

@@ -47,7 +47,11 @@ class Items(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """Data together with what a model is asked to do with it."""
+    """Data together with what a model is asked to do with it.
+
+    A task may also have `settings`, JSON-able: what determines the records besides model and items; and `warnings`, sentences: what a run
+    over its data has to say of its own worth.
+    """
 
     name: str
 

@@ -117,6 +117,8 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
         else f"; {run_file.budget.evaluations} evaluations take about {_duration(seconds * run_file.budget.evaluations)}"
     )
     typer.echo(f"time        {_duration(seconds)} a candidate{spent}")
+    for warning in getattr(problem, "warnings", ()):
+        typer.echo(f"warning     {warning}")
 
 
 def _document(run: Run, summary: Summary) -> dict[str, Any]:

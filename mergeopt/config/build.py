@@ -194,10 +194,8 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
     options = {key: value for key, value in entry.items() if key not in OBJECTIVE_KEYS}
     if "data" in options and not isinstance(options["data"], Mapping):
         raise ConfigError(f"{where}: data: expected a mapping such as {{path: ..., search: val, report: test}}, got {options['data']!r}")
-    if "path" in options.get("data", {}):
-        path = options["data"]["path"]
-        placed = {split: _place(str(file), root) for split, file in path.items()} if isinstance(path, Mapping) else _place(str(path), root)
-        options["data"] = {**options["data"], "path": placed}
+    if "data" in options:
+        options["data"] = _placed(options["data"], root)
     factory = load("tasks", str(entry["task"]))
     known = option_names(factory)
     for key in options:
@@ -218,6 +216,19 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
     except UserError as error:
         raise type(error)(f"{where}: {error}") from error
     return task
+
+
+def _placed(data: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Return the `data` of a task with its files relative to the run file; `train` may also name a split."""
+    placed = dict(data)
+    path, train = placed.get("path"), placed.get("train")
+    if isinstance(path, Mapping):
+        placed["path"] = {split: _place(str(file), root) for split, file in path.items()}
+    elif path is not None:
+        placed["path"] = _place(str(path), root)
+    if isinstance(train, str) and ("/" in train or "." in train) and (root / train).exists():
+        placed["train"] = str(root / train)
+    return placed
 
 
 def _refuse(entry: Mapping[str, Any], keys: Sequence[str], where: str, whose: str) -> None:

@@ -86,6 +86,11 @@ class TaskObjective:
             "metric": self.metric.name,
         }
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the task's data has to say of its own worth, a sentence each."""
+        return warnings_of(self.task)
+
     def check(self, model: torch.nn.Module) -> None:
         """Raise `DataError` when the model does not fit the task."""
         self.task.check(model)
@@ -187,6 +192,11 @@ class FunctionObjective:
         items = {part: self.task.items(part).hash for part in self.task.parts} if self.task is not None else {}
         return {"function": _name_of(self.function), "source": self.source, "items": items}
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the data of its items has to say of its own worth, a sentence each."""
+        return () if self.task is None else warnings_of(self.task)
+
     def check(self, model: torch.nn.Module) -> None:
         """Raise `DataError` when the model does not fit the task."""
         if self.task is not None:
@@ -239,6 +249,11 @@ class FunctionObjective:
             where = f" at item {bad[0]} ({bad.size} of {values.size} are not finite)" if values.ndim else ""
             raise CandidateError(f"{prefix} {values.reshape(-1)[bad[0]]}{where}")
         return values
+
+
+def warnings_of(task: Task) -> tuple[str, ...]:
+    """Return what a task's data has to say of its own worth, a sentence each; few tasks have anything to say."""
+    return tuple(getattr(task, "warnings", ()))
 
 
 def load_function(spec: str, root: Path) -> ObjectiveFunction:

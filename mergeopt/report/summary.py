@@ -57,7 +57,7 @@ class Summary:
         reference: point that bounds the hypervolume, by objective name; empty when it is not known.
         hypervolumes: name -> (search, report), the front first, then each baseline and set of baselines.
         still_nondominated: points of the front that are non-dominated among its points on the report part; None where nothing is held out.
-        warnings: what the strategy had to say about the search.
+        warnings: what the data and the strategy had to say about the search.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import platform
 import socket
@@ -39,6 +40,8 @@ from mergeopt.study.trial import Trial
 from mergeopt.task import ObjectiveInfo, Part
 
 __all__ = ["LEARNED_SETS", "Progress", "Run", "opened", "optimize"]
+
+log = logging.getLogger(__name__)
 
 LEARNED_SETS = "learned"  # folder of a run that holds learned sets by content hash
 PACKAGES = ("mergeopt", "numpy", "torch", "transformers", "moocore", "pymoo")
@@ -129,7 +132,7 @@ class Run:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the strategy had to say about the search, a sentence each."""
+        """What the data and the strategy had to say about the search, a sentence each."""
         return tuple(self.header.get("warnings", ()))
 
     @property
@@ -323,6 +326,8 @@ def _begin(store: Store, described: Header, budget: Budget, *, resume: bool) -> 
     spend = {"budget": budget.evaluations, "gradient_budget": budget.gradient_steps}
     segment = {"began": time.time(), **spend, "pid": os.getpid(), "host": socket.gethostname(), "versions": _versions()}
     if not stored:
+        for warning in described["warnings"]:
+            log.warning("%s", warning)
         store.set({**described, "created": time.time(), **spend, "state": "running", "reason": "", "segments": [segment]})
         return budget
     _compare(store.folder, described, stored, resume=resume)
@@ -381,6 +386,7 @@ def _describe(problem: Problem, strategy: Strategy, *, seed: int, batch: int, he
         },
         "provenance": dict(problem.provenance()),
         "config": given,
+        "warnings": list(getattr(problem, "warnings", ())),
     }
     try:
         described: Header = json.loads(ordered_json(data))

@@ -48,6 +48,7 @@ class TextTask:
         check_whole("batch", batch, 1)
         self.name = name
         self.batch = batch
+        self.warnings: tuple[str, ...] = ()
         self._items = dict(parts)
 
     @property
@@ -213,13 +214,15 @@ class CausalLM(TextTask):
         source = TextSource.of(data)
         tokenize = tokenization(tokenizer)
         settings = {**tokenize.settings, "window": window, "stride": step}
+        found = read(source)
         parts: dict[Part, TextItems] = {}
-        for part, documents in read(source).items():
+        for part, documents in found.parts.items():
             cut = list(windows(map(tokenize, documents), window, step))
             if not cut:
                 raise DataError(f"data: {source.path}: no document of the {part} part has two tokens or more, so nothing is predicted")
             parts[part] = TextItems(_drawn(cut, limit, seed), settings=settings)
         super().__init__(name=name, parts=parts, batch=batch)
+        self.warnings = found.warnings
 
 
 def _drawn(cut: Sequence[Window], limit: int | None, seed: int) -> Sequence[Window]:

@@ -16,7 +16,7 @@ from mergeopt.forward import evaluating, forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
 from mergeopt_problems.drawing import drawn_by_label
-from mergeopt_problems.image_data import ImageSource, Pictures, read
+from mergeopt_problems.image_data import ImageSource, read
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.image_preprocessing import preparation
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
@@ -46,6 +46,7 @@ class ImageTask:
         self.name = name
         self.classes = classes if classes is None or isinstance(classes, str) else [int(index) for index in classes]
         self.batch = batch
+        self.warnings: tuple[str, ...] = ()
         self._items = dict(parts)
 
     @property
@@ -169,16 +170,13 @@ class ImageClassification(ImageTask):
         check_classes(classes)
         source = ImageSource.of(data)
         prepare = preparation(preprocess, processor)
+        found = read(source)
         parts: dict[Part, ImageItems] = {}
-        for part, pictures in read(source).items():
-            kept = _stratified(pictures, limit, seed)
+        for part, pictures in found.parts.items():
+            kept = pictures.chosen(drawn_by_label(pictures.labels, limit, seed))
             parts[part] = ImageItems(prepare(kept.pictures), torch.from_numpy(kept.labels), settings=prepare.settings)
         super().__init__(name=name, parts=parts, classes=classes, batch=batch)
-
-
-def _stratified(pictures: Pictures, limit: int | None, seed: int) -> Pictures:
-    kept = drawn_by_label(pictures.labels, limit, seed)
-    return Pictures([pictures.pictures[row] for row in kept], pictures.labels[kept])
+        self.warnings = found.warnings
 
 
 def _shape(image: torch.Tensor) -> str:

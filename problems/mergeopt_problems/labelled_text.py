@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,79 +12,51 @@ import numpy.typing as npt
 
 from mergeopt.errors import DataError
 from mergeopt.task import Part
+from mergeopt_problems.data_source import Data, DataSource
 from mergeopt_problems.labels import Labels, read_labels
-from mergeopt_problems.tables import Table, disjoint, parsed, quiet_datasets, read_parts
+from mergeopt_problems.overlap import Kept, separated
+from mergeopt_problems.tables import Table, Tables, quiet_datasets, read_tables, texts
 
 __all__ = ["LabelledTextSource", "ScoredTextSource", "Texts", "read_labelled", "read_scored"]
 
 Rows = Sequence[int] | npt.NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledTextSource:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPairSource(DataSource):
+    """Where texts, or pairs of texts, are.
+
+    Args:
+        text: the column of texts.
+        text_b: the column of second texts, for pairs; None for single texts.
+    """
+
+    text: str = "text"
+    text_b: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledTextSource(TextPairSource):
     """Where the texts and labels of a task are; the `data` of a run file.
 
     Args:
-        path: a parquet, csv or json-lines file, a mapping of split names to such files, a folder, or `hf://owner/name[@revision]`.
-        search: name of the split that candidates are scored on during a search.
-        report: name of the split that results are reported on; None when nothing is held out.
-        split_column: the column that names each row's split; by default `split` where a file has one.
-        text: the column of texts.
-        text_b: the column of second texts, for pairs; None for single texts.
         label: the column of class numbers from 0, or of class names.
         labels: class names in the order of their numbers; None where the model's own names are the data's.
-        where: column -> the value (or one of the values) that a row must have there to be kept; None for all rows.
-        subset: configuration name of a hub data set.
     """
 
-    path: str | Path | Mapping[str, str]
-    search: str
-    report: str | None = None
-    split_column: str | None = None
-    text: str = "text"
-    text_b: str | None = None
     label: str = "label"
     labels: Sequence[str] | None = None
-    where: Mapping[str, Any] | None = None
-    subset: str | None = None
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> LabelledTextSource:
-        """Read the `data` mapping of a run file.
-
-        Raises:
-            ConfigError: a key is unknown or missing, `where` is no mapping, or search and report are the same split.
-        """
-        return parsed(cls, data)
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredTextSource:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTextSource(TextPairSource):
     """Where the texts and numbers of a task are; the `data` of a run file.
 
     Args:
-        path: as `LabelledTextSource`; so are `search`, `report`, `split_column`, `text`, `text_b`, `where` and `subset`.
         target: the column of numbers.
     """
 
-    path: str | Path | Mapping[str, str]
-    search: str
-    report: str | None = None
-    split_column: str | None = None
-    text: str = "text"
-    text_b: str | None = None
     target: str = "target"
-    where: Mapping[str, Any] | None = None
-    subset: str | None = None
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> ScoredTextSource:
-        """Read the `data` mapping of a run file.
-
-        Raises:
-            ConfigError: a key is unknown or missing, `where` is no mapping, or search and report are the same split.
-        """
-        return parsed(cls, data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +81,7 @@ class Texts:
         return self.first if self.second is None else list(zip(self.first, self.second, strict=True))
 
 
-def read_labelled(source: LabelledTextSource) -> dict[Part, tuple[Texts, Labels]]:
+def read_labelled(source: LabelledTextSource) -> Data[tuple[Texts, Labels]]:
     """Read the texts and labels of each part, in the order of the rows.
 
     Texts of the search part that also stand in the report part are left out, and counted in the log.
@@ -119,48 +90,40 @@ def read_labelled(source: LabelledTextSource) -> dict[Part, tuple[Texts, Labels]
         DataError: something is missing, empty, or not what the source says.
     """
     with quiet_datasets():
-        tables = read_parts(source, {**_columns(source), "label": source.label}, where=source.where)
-        texts = {part: _texts(table, source) for part, table in tables.items()}
-        labels = {part: read_labels(table.rows[source.label], source.labels, table.where) for part, table in tables.items()}
-    kept = _kept(texts, source)
-    return {part: (texts[part].chosen(rows), labels[part].chosen(rows)) for part, rows in kept.items()}
+        tables = _tables(source, {"label": source.label})
+        found = {part: _texts(table, source) for part, table in tables.parts.items()}
+        labels = {part: read_labels(table.rows[source.label], source.labels, table.where) for part, table in tables.parts.items()}
+        kept = _kept(found, tables.training, source)
+    parts = {part: (found[part].chosen(rows), labels[part].chosen(rows)) for part, rows in kept.rows.items()}
+    return Data(parts, kept.warnings)
 
 
-def read_scored(source: ScoredTextSource) -> dict[Part, tuple[Texts, npt.NDArray[np.float64]]]:
+def read_scored(source: ScoredTextSource) -> Data[tuple[Texts, npt.NDArray[np.float64]]]:
     """Read the texts and numbers of each part, in the order of the rows; copies as `read_labelled`.
 
     Raises:
         DataError: something is missing, empty, or not what the source says.
     """
     with quiet_datasets():
-        tables = read_parts(source, {**_columns(source), "target": source.target}, where=source.where)
-        texts = {part: _texts(table, source) for part, table in tables.items()}
-        targets = {part: _numbers(table, source.target) for part, table in tables.items()}
-    kept = _kept(texts, source)
-    return {part: (texts[part].chosen(rows), targets[part][rows]) for part, rows in kept.items()}
+        tables = _tables(source, {"target": source.target})
+        found = {part: _texts(table, source) for part, table in tables.parts.items()}
+        targets = {part: _numbers(table, source.target) for part, table in tables.parts.items()}
+        kept = _kept(found, tables.training, source)
+    return Data({part: (found[part].chosen(rows), targets[part][list(rows)]) for part, rows in kept.rows.items()}, kept.warnings)
 
 
-def _columns(source: LabelledTextSource | ScoredTextSource) -> dict[str, str]:
-    return {"text": source.text} | ({} if source.text_b is None else {"text_b": source.text_b})
+def _tables(source: TextPairSource, more: Mapping[str, str]) -> Tables:
+    own = {"text": source.text} | ({} if source.text_b is None else {"text_b": source.text_b})
+    return read_tables(source, {**own, **more}, item=list(own))
 
 
-def _kept(texts: Mapping[Part, Texts], source: LabelledTextSource | ScoredTextSource) -> dict[Part, list[int]]:
-    kept: dict[Part, list[int]] = {part: list(range(len(own.first))) for part, own in texts.items()}
-    if "report" in texts:
-        kept["search"] = disjoint(texts["search"].keys, texts["report"].keys, source, "text")
-    return kept
+def _kept(found: Mapping[Part, Texts], training: Table | None, source: TextPairSource) -> Kept:
+    keys = {part: own.keys for part, own in found.items()}
+    return separated(keys, None if training is None else _texts(training, source).keys, source, "text")
 
 
-def _texts(table: Table, source: LabelledTextSource | ScoredTextSource) -> Texts:
-    return Texts(_text(table, source.text), None if source.text_b is None else _text(table, source.text_b))
-
-
-def _text(table: Table, column: str) -> list[str]:
-    texts: list[str] = list(table.rows[column])
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"data: {table.where}, row {row}: expected text in the column {column!r}, got {text!r:.80}")
-    return texts
+def _texts(table: Table, source: TextPairSource) -> Texts:
+    return Texts(texts(table, source.text), None if source.text_b is None else texts(table, source.text_b))
 
 
 def _numbers(table: Table, column: str) -> npt.NDArray[np.float64]:

@@ -2,59 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 
 from mergeopt.cache import cache_folder
-from mergeopt.errors import ConfigError, DataError, nearest
+from mergeopt.errors import DataError, nearest
 from mergeopt.task import Part
+from mergeopt_problems.data_source import DataSource
 
-__all__ = ["HUB_PREFIX", "Table", "TableSource", "disjoint", "parsed", "quiet_datasets", "read_parts"]
+__all__ = ["HUB_PREFIX", "Table", "Tables", "quiet_datasets", "read_tables", "texts"]
 
-log = logging.getLogger(__name__)
-
-S = TypeVar("S", bound="TableSource")
 T = TypeVar("T")
 
 HUB_PREFIX = "hf://"
 FILES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
 TEXT = ".txt"
+SAVED = ("dataset_dict.json", "state.json")  # what `datasets` leaves in a folder that it saved
 SAME_SPLIT = ("validation", "val", "valid", "dev")
 FEW = 20
 """Values of a column that a message still lists."""
-
-
-class TableSource(Protocol):
-    """Where the rows of a task are; what every `data` of a run file has. Its implementations are dataclasses.
-
-    Args:
-        path: a file, a mapping of split names to files, a folder, or `hf://owner/name[@revision]`.
-        search: name of the split that candidates are scored on during a search.
-        report: name of the split that results are reported on; None when nothing is held out.
-        split_column: the column that names each row's split; by default `split` where a file has one.
-        subset: configuration name of a hub data set.
-    """
-
-    @property
-    def path(self) -> str | Path | Mapping[str, str]: ...
-    @property
-    def search(self) -> str: ...
-    @property
-    def report(self) -> str | None: ...
-    @property
-    def split_column(self) -> str | None: ...
-    @property
-    def subset(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,83 +39,59 @@ class Table:
     Args:
         rows: as `datasets` gives them; a column is `rows[name]`.
         where: what to call them in messages.
+        folder: what paths in them are relative to.
     """
 
     rows: Any
     where: str
+    folder: Path
 
 
-def parsed(kind: type[S], data: Mapping[str, Any]) -> S:
-    """Read the `data` mapping of a run file.
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """All rows of a source.
 
     Args:
-        kind: a dataclass whose fields are the keys.
-        data: the mapping.
-
-    Raises:
-        ConfigError: a key is unknown or missing, search and report are the same split, or `where` is no mapping.
+        parts: what candidates are scored on.
+        training: what the models were trained on; None where it is not known.
     """
-    fields: Any = kind
-    known = [field.name for field in dataclasses.fields(fields)]
-    for key in data:
-        if key not in known:
-            raise ConfigError(f"data: unknown key {key!r}; {nearest(str(key), known)}")
-    for key in ("path", "search"):
-        if data.get(key) is None:
-            raise ConfigError(f"data: the key {key!r} is missing (got {', '.join(map(str, data)) or 'nothing'})")
-    source = kind(**data)
-    if source.search == source.report:
-        raise ConfigError(f"data: search and report are both {source.search!r}; a result must be reported on data no search has seen")
-    where: Any = data.get("where")
-    if where is not None and (not isinstance(where, Mapping) or not where):
-        raise ConfigError(f"data: where: expected columns and the values to keep, such as {{domain: code}}, got {where!r}")
-    return source
+
+    parts: Mapping[Part, Table]
+    training: Table | None = None
 
 
-def read_parts(
-    source: TableSource, columns: Mapping[str, str], *, where: Mapping[str, Any] | None = None, text: bool = False
-) -> dict[Part, Table]:
-    """Read the parts of a source.
+def read_tables(source: DataSource, columns: Mapping[str, str], *, item: Sequence[str], text: bool = False) -> Tables:
+    """Read the rows of a source.
 
     Args:
         source: where they are.
         columns: what the rows must have: key of the run file -> column.
-        where: column -> the value, or one of the values, that kept rows have in it; compared as text.
+        item: those keys that make an item what it is; training data needs no others.
         text: whether text files are accepted, each a row of the one column `text`.
 
     Raises:
         DataError: something is missing, empty, or not what the source says.
     """
-    splits = _where(_by_column(_load(source, text), source), where or {}, source)
-    parts: dict[Part, Table] = {"search": _part(splits, source, source.search, columns, where or {})}
+    splits = _by_column(_load(source.path, source.subset, text), source.path, source.split_column)
+    kept = _where(splits, source)
+    parts: dict[Part, Table] = {"search": _part(kept, source, source.search, columns)}
     if source.report is not None:
-        parts["report"] = _part(splits, source, source.report, columns, where or {})
-    return parts
+        parts["report"] = _part(kept, source, source.report, columns)
+    own = {key: column for key, column in columns.items() if key in item}
+    return Tables(parts, None if source.train is None else _training(splits, source, own, text))
 
 
-def disjoint(search: Sequence[Any], report: Sequence[Any], source: TableSource, what: str) -> list[int]:
-    """Return which search items do not also stand in the report part; the others are counted in the log.
-
-    Args:
-        search: what identifies each item of the search part, hashable.
-        report: the same of the report part.
-        source: where they are from.
-        what: what to call an item.
+def texts(table: Table, column: str) -> list[str]:
+    """Return a column of texts.
 
     Raises:
-        DataError: none is left.
+        DataError: a value is no text.
     """
-    reported = set(report)
-    kept = [row for row, item in enumerate(search) if item not in reported]
-    copies = len(search) - len(kept)
-    if not kept:
-        raise DataError(
-            f"data: {source.path}: every {what} of the split {source.search!r} also stands in {source.report!r}; they must be disjoint"
-        )
-    if copies:
-        message = "%s: left %d of %d %ss out of %r, which also stand in %r"
-        log.warning(message, source.path, copies, len(search), what, source.search, source.report)
-    return kept
+    found: list[str] = list(table.rows[column])
+    for row, text in enumerate(found):
+        if not isinstance(text, str):
+            raise DataError(f"data: {table.where}, row {row}: expected text in the column {column!r}, got {text!r:.80}")
+    return found
 
 
 @contextmanager
@@ -157,26 +108,29 @@ def quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _load(source: TableSource, text: bool) -> dict[str, Any]:
-    if isinstance(source.path, Mapping):
-        return {str(split): _file(Path(file), text) for split, file in source.path.items()}
-    named = str(source.path)
+def _load(path: str | Path | Mapping[str, str], subset: str | None, text: bool) -> dict[str, Any]:
+    if isinstance(path, Mapping):
+        return {str(split): _file(Path(file), subset, text) for split, file in path.items()}
+    named = str(path)
     if named.startswith(HUB_PREFIX):
         name, _, revision = named.removeprefix(HUB_PREFIX).partition("@")
-        return _read(named, lambda: dict(datasets.load_dataset(name, source.subset, revision=revision or None, cache_dir=_cache())))
+        return _read(named, lambda: dict(datasets.load_dataset(name, subset, revision=revision or None, cache_dir=_cache())))
     if not Path(named).is_dir():
-        return {"train": _file(Path(named), text)}
-    if (Path(named) / "dataset_dict.json").is_file():
-        return _read(named, lambda: dict(datasets.load_from_disk(named)))
+        return {"train": _file(Path(named), subset, text)}
+    if any((Path(named) / file).is_file() for file in SAVED):
+        _check_subset(named, subset)
+        saved = _read(named, lambda: datasets.load_from_disk(named))
+        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     # else each line of a text would be a row of its own, and its end would be lost
     options = {"sample_by": "document"} if text and any(Path(named).rglob(f"*{TEXT}")) else {}
-    return _read(named, lambda: dict(datasets.load_dataset(named, cache_dir=_cache(), **options)))
+    return _read(named, lambda: dict(datasets.load_dataset(named, subset, cache_dir=_cache(), **options)))
 
 
-def _file(path: Path, text: bool) -> Any:
+def _file(path: Path, subset: str | None, text: bool) -> Any:
     if not path.is_file():
         hint = f"; for a data set of the hub write {HUB_PREFIX}{path}" if len(path.parts) == 2 and not path.suffix else ""
         raise DataError(f"data: no such file or folder: {path}{hint}")
+    _check_subset(str(path), subset)
     if text and path.suffix.lower() == TEXT:
         return _read(str(path), lambda: datasets.Dataset.from_dict({"text": [path.read_bytes().decode("utf-8")]}))
     kind = FILES.get(path.suffix.lower())
@@ -186,6 +140,11 @@ def _file(path: Path, text: bool) -> Any:
     # these readers, unlike load_dataset("parquet", ...), report no download count to the hub
     reader = getattr(datasets.Dataset, f"from_{kind}")
     return _read(str(path), lambda: reader(str(path), cache_dir=_cache()))
+
+
+def _check_subset(named: str, subset: str | None) -> None:
+    if subset is not None:
+        raise DataError(f"data: subset: {named} has no configurations to choose from; leave the key out")
 
 
 def _read(named: str, load: Callable[[], T]) -> T:
@@ -202,22 +161,22 @@ def _cache() -> str:
     return str(cache_folder() / "datasets")
 
 
-def _by_column(loaded: dict[str, Any], source: TableSource) -> Mapping[str, Any]:
+def _by_column(loaded: dict[str, Any], path: object, split_column: str | None) -> Mapping[str, Any]:
     if len(loaded) != 1:
         return loaded
     (table,) = loaded.values()
-    column = source.split_column or "split"
+    column = split_column or "split"
     if column not in table.column_names:
-        if source.split_column is not None:
-            raise DataError(f"data: {source.path} has no column {column!r}; {nearest(column, table.column_names)}")
+        if split_column is not None:
+            raise DataError(f"data: {path} has no column {column!r}; {nearest(column, table.column_names)}")
         return loaded
     names = _as_text(table, column)
     return {str(name): table.select(np.flatnonzero(names == name)) for name in np.unique(names)}
 
 
-def _where(splits: Mapping[str, Any], where: Mapping[str, Any], source: TableSource) -> Mapping[str, Any]:
-    """Keep the rows that `where` asks for, split by split."""
-    for column, given in where.items():
+def _where(splits: Mapping[str, Any], source: DataSource) -> Mapping[str, Any]:
+    """Keep the rows that `where` asks for, split by split; values are compared as text."""
+    for column, given in (source.where or {}).items():
         wanted = [str(value) for value in (given if isinstance(given, list | tuple) else [given])]
         for table in splits.values():
             if column not in table.column_names:
@@ -236,7 +195,7 @@ def _as_text(table: Any, column: str) -> npt.NDArray[np.str_]:
     return np.asarray([str(value) for value in table[column]], dtype=np.str_)
 
 
-def _part(splits: Mapping[str, Any], source: TableSource, named: str, columns: Mapping[str, str], where: Mapping[str, Any]) -> Table:
+def _part(splits: Mapping[str, Any], source: DataSource, named: str, columns: Mapping[str, str]) -> Table:
     rows = splits.get(named)
     if rows is None and named in SAME_SPLIT:
         rows = next((splits[name] for name in SAME_SPLIT if name in splits), None)
@@ -244,9 +203,30 @@ def _part(splits: Mapping[str, Any], source: TableSource, named: str, columns: M
     if rows is None:
         raise DataError(f"data: {source.path} has no split {named!r}; {nearest(named, splits)}")
     if not len(rows):
-        because = f" where {dict(where)}" if where else ""
+        because = f" where {dict(source.where)}" if source.where else ""
         raise DataError(f"data: {called} is empty{because}; {nearest(named, (name for name, table in splits.items() if len(table)))}")
+    _check_columns(rows, called, columns)
+    first = next(iter(source.path.values())) if isinstance(source.path, Mapping) else source.path
+    return Table(rows, called, Path(first).parent)
+
+
+def _training(splits: Mapping[str, Any], source: DataSource, columns: Mapping[str, str], text: bool) -> Table:
+    """Return what the models were trained on, all of it: `where` does not apply, since it need not have those columns."""
+    named = str(source.train)
+    if named in splits:
+        tables, called = [splits[named]], f"{source.path}, split {named!r}"
+    elif named.startswith(HUB_PREFIX) or Path(named).exists():
+        other = _by_column(_load(named, None, text), named, None)
+        tables, called = [other["train"]] if "train" in other else list(other.values()), named
+    else:
+        raise DataError(f"data: train: {source.path} has no split {named!r}, and there is no such file or folder; {nearest(named, splits)}")
+    for table in tables:
+        _check_columns(table, called, columns)
+    rows = {column: [value for table in tables for value in table[column]] for column in columns.values()}
+    return Table(rows, called, Path(str(source.path if named in splits else named)).parent)
+
+
+def _check_columns(rows: Any, called: str, columns: Mapping[str, str]) -> None:
     for key, column in columns.items():
         if column not in rows.column_names:
             raise DataError(f"data: {called} has no column {column!r} ({key}); {nearest(column, rows.column_names)}")
-    return Table(rows, called)

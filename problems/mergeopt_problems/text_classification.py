@@ -72,8 +72,10 @@ class TextClassification:
         source = LabelledTextSource.of(data)
         encoding = TextEncoding(tokenizer, max_length)
         self._padding = encoding.padding
+        found = read_labelled(source)
+        self.warnings = found.warnings
         self._items: dict[Part, SequenceItems] = {}
-        for part, (texts, labels) in read_labelled(source).items():
+        for part, (texts, labels) in found.parts.items():
             rows = drawn_by_label(labels.numbers, limit, seed)
             kept, own = texts.chosen(rows), labels.chosen(rows)
             if int(own.numbers.min()) < 0:

@@ -67,8 +67,10 @@ class TextRegression:
         source = ScoredTextSource.of(data)
         encoding = TextEncoding(tokenizer, max_length)
         self._padding = encoding.padding
+        found = read_scored(source)
+        self.warnings = found.warnings
         self._items: dict[Part, SequenceItems] = {}
-        for part, (texts, targets) in read_scored(source).items():
+        for part, (texts, targets) in found.parts.items():
             rows = drawn(len(targets), limit, seed)
             kept = texts.chosen(rows)
             self._items[part] = SequenceItems(encoding.texts(kept.first, kept.second), targets[rows], settings=encoding.settings)

@@ -15,7 +15,7 @@ from mergeopt.batched_task import Batch, batched_records
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
-from mergeopt_problems.drawing import drawn
+from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.entities import OUTSIDE, TagScheme, count_entities
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
 from mergeopt_problems.options import check_whole
@@ -43,7 +43,7 @@ class TokenClassification:
         max_length: tokens of a sentence, special ones included, past which it is cut; None to cut nothing.
         classes: which logits the task is judged on: their indices, or a regex that the names of the model's `id2label` must match in full;
             with a group, the data's tags are what it matches (`politics:(.*)`). None for all.
-        limit: at most so many sentences a part, drawn uniformly; None for all.
+        limit: at most so many sentences a part, drawn stratified by the rarest type of entity in each; None for all.
         seed: of that draw.
         batch: sentences scored at a time, of like lengths; fixed, since it may change the last bits of a score.
         name: for people.
@@ -77,9 +77,12 @@ class TokenClassification:
         source = TaggedTextSource.of(data)
         encoding = TextEncoding(tokenizer, max_length)
         self._padding = encoding.padding
+        found = read(source)
+        self.warnings = found.warnings
         self._items: dict[Part, TaggedItems] = {}
-        for part, sentences in read(source).items():
-            self._items[part] = _items(sentences.chosen(drawn(len(sentences.words), limit, seed)), encoding, f"{source.path}, {part} part")
+        for part, sentences in found.parts.items():
+            kept = sentences.chosen(drawn_by_label(sentences.kinds, limit, seed))
+            self._items[part] = _items(kept, encoding, f"{source.path}, {part} part")
 
     @property
     def parts(self) -> tuple[Part, ...]:

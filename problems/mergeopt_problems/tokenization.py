@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -42,13 +42,32 @@ class Tokenization(Protocol):
         """What to call it in a hash; JSON-able."""
         ...
 
+    @property
+    def padding(self) -> int:
+        """The token id that pads."""
+        ...
+
     def __call__(self, document: str, /) -> Tokens:
         """Return the tokens of one document."""
+        ...
+
+    def target(self, document: str, /) -> Tokens:
+        """Return the tokens of one document that an encoder-decoder is to write."""
+        ...
+
+    def turn(self, document: str, /) -> Tokens:
+        """Return the tokens of a user's turn in a conversation, with those that open the answer."""
+        ...
+
+    def text(self, ids: Sequence[int], /) -> str:
+        """Return the text that tokens stand for, special ones left out."""
         ...
 
 
 class ByteTokenization:
     """UTF-8 bytes as ids 0 to 255, without special tokens."""
+
+    padding = 0
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -63,6 +82,20 @@ class ByteTokenization:
         """
         ids = np.frombuffer(_encoded(document), dtype=np.uint8).astype(np.int32)
         return Tokens(ids, np.ones_like(ids))
+
+    target = __call__
+
+    def turn(self, document: str, /) -> Tokens:
+        """Refuse: bytes know no conversations.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"chat: {BYTES!r} has no chat template; name the folder of a tokenizer that has one, or leave the option out")
+
+    def text(self, ids: Sequence[int], /) -> str:
+        """Return the text of some bytes; what is no UTF-8, and an id above 255, is the replacement character."""
+        return b"".join(bytes([one]) if one < 256 else b"\xff" for one in ids).decode("utf-8", errors="replace")
 
 
 class FolderTokenization:
@@ -93,9 +126,43 @@ class FolderTokenization:
         Raises:
             DataError: the text cannot be encoded (lone surrogates).
         """
+        return self._tokens("text", document)
+
+    def target(self, document: str, /) -> Tokens:
+        """Return the tokens of one document that an encoder-decoder is to write, marked as the tokenizer marks such.
+
+        Raises:
+            DataError: the text cannot be encoded (lone surrogates).
+        """
+        return self._tokens("text_target", document)
+
+    def turn(self, document: str, /) -> Tokens:
+        """Return the tokens of a user's turn, in the tokenizer's chat template, with those that open the answer; their sizes are 0.
+
+        Raises:
+            ConfigError: the tokenizer has no chat template.
+        """
+        if not self._tokenizer.chat_template:
+            raise ConfigError(f"chat: the tokenizer of {self.path} has no chat template; leave the option out")
+        said = [{"role": "user", "content": document}]
+        ids = np.asarray(self._tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False), dtype=np.int32)
+        return Tokens(ids, np.zeros_like(ids))
+
+    def text(self, ids: Sequence[int], /) -> str:
+        """Return the text that tokens stand for, special ones left out, spaces as they are."""
+        found: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return found
+
+    @property
+    def padding(self) -> int:
+        """The token id that pads, 0 where the tokenizer has none."""
+        found = self._tokenizer.pad_token_id
+        return found if isinstance(found, int) else 0
+
+    def _tokens(self, argument: str, document: str) -> Tokens:
         # byte offset of each character's end
         ends = np.cumsum([0, *(len(_encoded(character)) for character in document)])
-        encoded = self._tokenizer(document, return_offsets_mapping=True, verbose=False)
+        encoded = self._tokenizer(**{argument: document}, return_offsets_mapping=True, verbose=False)
         reached = np.asarray(list(accumulate((end for _, end in encoded["offset_mapping"]), max)), dtype=np.int64)
         sizes = np.diff(ends[reached], prepend=0)
         return Tokens(np.asarray(encoded["input_ids"], dtype=np.int32), sizes.astype(np.int32))
