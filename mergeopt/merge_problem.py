@@ -18,6 +18,9 @@ from mergeopt.evaluation.coefficients import LearnedCoefficients
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.evaluation.heats import run_heat
+from mergeopt.evaluation.race import Heat, Race
+from mergeopt.evaluation.racing import Racing
 from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.lineage import Lineage
@@ -153,9 +156,21 @@ class MergeProblem:
 
     def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
         """Make and score proposals in order."""
-        recipes = [p.recipe if p.recipe is not None else self.decode(np.asarray(p.genome)) for p in proposals]
-        for outcome in self.evaluator.evaluate(recipes, part):
+        for outcome in self.evaluator.evaluate(self._recipes(proposals), part):
             yield Evaluation(outcome.scores, outcome.error, outcome.seconds)
+
+    def race(self, racing: Racing, *, seed: int) -> Race:
+        """Return a race of this problem's candidates, with an empty archive.
+
+        Raises:
+            ConfigError: an objective cannot be raced, or the rule does not fit them.
+        """
+        return Race(racing, self.objectives, seed=seed, head_of=lambda objective: self.pool.head_of(objective.info.expert))
+
+    def run_heat(self, proposals: Sequence[Proposal], heat: Heat) -> Iterator[Evaluation]:
+        """Make proposals and measure them as a heat asks."""
+        for outcome in run_heat(self.evaluator, self._recipes(proposals), heat):
+            yield Evaluation(outcome.scores, outcome.error, outcome.seconds, outcome.censored)
 
     def baselines(self) -> list[Proposal]:
         """Base, every expert (`expert:NAME`) and the uniform soup."""
@@ -213,6 +228,9 @@ class MergeProblem:
     def alone(self, expert: str) -> Recipe:
         """Return the recipe of one expert as it is."""
         return self._mix("task_arithmetic", dict.fromkeys(self.pool.expert_names, 0.0) | {expert: 1.0})
+
+    def _recipes(self, proposals: Sequence[Proposal]) -> list[Recipe]:
+        return [p.recipe if p.recipe is not None else self.decode(np.asarray(p.genome)) for p in proposals]
 
     def _coefficients_to_learn(self, operator: str | None, variant: str, groups: object, weight: float | None) -> LearnedCoefficients:
         rule = self.operator if operator is None else find_operator(operator, variant)

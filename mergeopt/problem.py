@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeopt.differentiable import DifferentiableProblem
+from mergeopt.evaluation.race import Censored, Heat, Race
+from mergeopt.evaluation.racing import Racing
 from mergeopt.genomes.space import Space
 from mergeopt.lineage import Lineage
 from mergeopt.recipe import Recipe
 from mergeopt.task import ObjectiveInfo, Part, Score
 
-__all__ = ["Evaluation", "Members", "ModelProblem", "ObjectiveInfo", "Part", "Problem", "ProblemInfo", "Proposal", "Score"]
+__all__ = ["Evaluation", "Members", "ModelProblem", "ObjectiveInfo", "Part", "Problem", "ProblemInfo", "Proposal", "RacedProblem", "Score"]
 
 
 class Members(Protocol):
@@ -65,14 +67,16 @@ class Evaluation:
     """What became of one proposal.
 
     Args:
-        scores: per objective name, complete when there is no error.
+        scores: per objective name, complete when there is no error and it was not dropped.
         error: why the candidate failed, None when it did not.
         seconds: wall-clock time it took, by stage.
+        censored: what is known of a candidate that a race dropped, None for any other.
     """
 
     scores: Mapping[str, Score]
     error: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    censored: Censored | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +122,26 @@ class Problem(Protocol):
 
     def provenance(self) -> Mapping[str, Any]:
         """Return what a result must name: content hashes of models and data, versions, evaluator settings; JSON-able."""
+        ...
+
+
+@runtime_checkable
+class RacedProblem(Problem, Protocol):
+    """A problem whose candidates can be measured on a few items first, and dropped."""
+
+    def race(self, racing: Racing, *, seed: int) -> Race:
+        """Return a race with an empty archive.
+
+        Raises:
+            ConfigError: an objective cannot be raced, or the rule does not fit them.
+        """
+        ...
+
+    def run_heat(self, proposals: Sequence[Proposal], heat: Heat) -> Iterator[Evaluation]:
+        """Measure proposals on the search part as a heat asks, and yield what became of each, in order, as soon as it is known.
+
+        What was yielded may enter the race's archive before the next is asked for.
+        """
         ...
 
 

@@ -12,6 +12,7 @@ import torch
 __all__ = [
     "DifferentiableTask",
     "Direction",
+    "ItemMetric",
     "Items",
     "Metric",
     "Objective",
@@ -135,6 +136,20 @@ class Metric(Protocol):
 
     def standard_error(self, records: Records) -> float | None:
         """Return the standard error of the aggregate over items, None when there are too few items to say."""
+        ...
+
+
+@runtime_checkable
+class ItemMetric(Metric, Protocol):
+    """A metric that candidates can be raced by: of two models on the same items, the one with the larger mean value has the larger
+    aggregate.
+    """
+
+    item_range: tuple[float, float] | None
+    """The smallest and the largest value an item can have, None where there is no limit."""
+
+    def values(self, records: Records) -> npt.NDArray[Any]:
+        """Return one value per item, [items]."""
         ...
 
 

@@ -17,6 +17,7 @@ from mergeopt.evaluation.determinism import SETTINGS
 from mergeopt.evaluation.device import hardware
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, Values, stream
 from mergeopt.evaluation.population import Population
+from mergeopt.evaluation.race import Censored
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.genomes.coefficients import parameter_values
@@ -37,10 +38,10 @@ FindOperator = Callable[[str, str], MergeOperator]
 class Outcome:
     """What became of a recipe: scores, or why there are none, and the seconds it took by stage."""
 
-    __slots__ = ("error", "scores", "seconds")
+    __slots__ = ("censored", "error", "scores", "seconds")
 
-    def __init__(self, scores: dict[str, Score], error: str | None, seconds: dict[str, float]) -> None:
-        self.scores, self.error, self.seconds = scores, error, seconds
+    def __init__(self, scores: dict[str, Score], error: str | None, seconds: dict[str, float], censored: Censored | None = None) -> None:
+        self.scores, self.error, self.seconds, self.censored = scores, error, seconds, censored
 
 
 class Evaluator:
@@ -132,7 +133,7 @@ class Evaluator:
         for start in range(0, len(recipes), size):
             batch = recipes[start : start + size]
             began = time.perf_counter()
-            errors = self._make(batch)
+            errors = self.make(batch)
             share = (time.perf_counter() - began) / len(batch)
             for row, error in enumerate(errors):
                 yield Outcome({}, error, {"make": share}) if error else self._score(row, part, share)
@@ -147,7 +148,7 @@ class Evaluator:
         Raises:
             CandidateError: it cannot be made.
         """
-        (error,) = self._make([recipe])
+        (error,) = self.make([recipe])
         if error:
             raise CandidateError(error)
         return self.arena.bind(0, head)
@@ -162,7 +163,8 @@ class Evaluator:
             scores, error = {}, str(failure)
         return Outcome(scores, error, {"make": make, "score": time.perf_counter() - began})
 
-    def _make(self, recipes: Sequence[Recipe]) -> list[str | None]:
+    def make(self, recipes: Sequence[Recipe]) -> list[str | None]:
+        """Make recipes in the first rows of the arena and return what is wrong with each, None where nothing is."""
         errors: list[str | None] = [None] * len(recipes)
         kinds: dict[str, list[int]] = {}
         for index, recipe in enumerate(recipes):

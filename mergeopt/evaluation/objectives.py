@@ -105,7 +105,15 @@ class TaskObjective:
         key = (id(model), id(self.task), part)
         if key not in memo:
             memo[key] = self.task.records(model, part, device)
-        records = memo[key]
+        return self.score_records(memo[key], part)
+
+    def score_records(self, records: Records, part: Part) -> Score:
+        """Return the score that records of some or all items of a part make.
+
+        Raises:
+            CandidateError: the value is not finite.
+            DataError: the records lack a column that the metric needs.
+        """
         name = self._info.name
         for column in self.metric.requires:
             if column not in records:
@@ -114,7 +122,7 @@ class TaskObjective:
                     f"{self.task.name!r} does not record; {nearest(column, records)}"
                 )
         value = float(self.metric.aggregate(records))
-        items = len(self.task.items(part))
+        items = len(next(iter(records.values())))
         if not math.isfinite(value):
             raise CandidateError(
                 f"objective {name!r}: {self.metric.name} over {items} items of the {part} part is {value}, not a finite number"

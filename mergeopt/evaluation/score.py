@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from mergeopt.errors import CandidateError
+from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.task import Objective, Part, Records, Score
 
-__all__ = ["score_model"]
+__all__ = ["record_items", "score_model"]
 
 
 def score_model(
@@ -34,13 +36,41 @@ def score_model(
     for objective in objectives:
         name, model = objective.info.name, model_of(objective)
         model.eval()  # a user's function may have left it in training mode
-        try:
+        with _guarded(name):
             score = objective.score(model, part, device, memo)
-        except CandidateError:
-            raise
-        except Exception as error:
-            raise CandidateError(f"objective {name!r} raised {type(error).__name__}: {error}") from error
         if not math.isfinite(score.value):
             raise CandidateError(f"objective {name!r} gave {score.value}, expected a finite number")
         scores[name] = score
     return scores
+
+
+def record_items(
+    model_of: Callable[[Objective], torch.nn.Module], passes: Sequence[TaskObjective], items: Sequence[Sequence[int]], device: torch.device
+) -> list[Records]:
+    """Return the records of some items of the search part, per pass over data, in the order given; no columns where no item is asked for.
+
+    Args:
+        model_of: as above.
+        passes: one objective each; its task is run.
+        items: per pass, indices.
+        device: where the model is.
+
+    Raises:
+        CandidateError: a task raised; the message names an objective on it.
+    """
+    found: list[Records] = []
+    for objective, wanted in zip(passes, items, strict=True):
+        with _guarded(objective.info.name):
+            found.append(objective.task.records(model_of(objective).eval(), "search", device, wanted) if wanted else {})
+    return found
+
+
+@contextmanager
+def _guarded(name: str) -> Iterator[None]:
+    """Turn whatever an objective raises into a `CandidateError` that names it."""
+    try:
+        yield
+    except CandidateError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"objective {name!r} raised {type(error).__name__}: {error}") from error

@@ -1,14 +1,18 @@
 """Metrics of a language model's records: `nll` (nats, float64), `tokens` and `bytes` (integers), each summed over an item.
 
 All are functions of a ratio of sums, R = sum y / sum x. Items hold different numbers of tokens, so R is no mean of per-item values and the
-metrics are not decomposable. The standard error is that of `mergeopt_problems.estimates`, and se(exp R) = exp(R) se(R). It takes items as
-independent; windows of one document are not quite, so it is somewhat too small where documents are long.
+metrics are not decomposable; but of two models on the same items the one with fewer nats has the better R, so they can be raced. The
+standard error is that of `mergeopt_problems.estimates`, and se(exp R) = exp(R) se(R). It takes items as independent; windows of one
+document are not quite, so it is somewhat too small where documents are long.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from mergeopt.task import Direction, Records
 from mergeopt_problems.estimates import ratio_of_sums, standard_error_of_ratio
@@ -24,6 +28,11 @@ class TokenLoss:
     decomposable = False
     worst: float | None = None
     requires: Sequence[str] = ("nll", "tokens")
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the items' nats; what they are divided by is the same for every model."""
+        return records["nll"].astype(np.float64)
 
     def aggregate(self, records: Records) -> float:
         """Return nats per token; NaN over no tokens."""
@@ -42,6 +51,11 @@ class Perplexity:
     decomposable = False
     worst: float | None = None
     requires: Sequence[str] = ("nll", "tokens")
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the items' nats; what they are divided by is the same for every model."""
+        return records["nll"].astype(np.float64)
 
     def aggregate(self, records: Records) -> float:
         """Return exp(nats per token); NaN over no tokens, infinite where it is past the floats."""
@@ -60,6 +74,11 @@ class BytePerplexity:
     decomposable = False
     worst: float | None = None
     requires: Sequence[str] = ("nll", "bytes")
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the items' nats; what they are divided by is the same for every model."""
+        return records["nll"].astype(np.float64)
 
     def aggregate(self, records: Records) -> float:
         """Return exp(nats per byte); NaN over no bytes, infinite where it is past the floats."""

@@ -26,6 +26,11 @@ class Accuracy:
     decomposable = True
     worst: float | None = 0.0
     requires: Sequence[str] = ("prediction", "label")
+    item_range: tuple[float, float] | None = (0.0, 1.0)
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return 1 for every right item, else 0."""
+        return _right(records)
 
     def aggregate(self, records: Records) -> float:
         """Return the share of right predictions; NaN over no items."""
@@ -44,6 +49,11 @@ class CrossEntropy:
     decomposable = True
     worst: float | None = None
     requires: Sequence[str] = ("loss",)
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the losses of the items."""
+        return records["loss"].astype(np.float64)
 
     def aggregate(self, records: Records) -> float:
         """Return the mean loss; NaN over no items."""
@@ -65,6 +75,11 @@ class Entropy:
     decomposable = True
     worst: float | None = None
     requires: Sequence[str] = ("entropy",)
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the entropies of the items."""
+        return records["entropy"].astype(np.float64)
 
     def aggregate(self, records: Records) -> float:
         """Return the mean entropy; NaN over no items."""

@@ -23,6 +23,11 @@ class MeanSquaredError:
     decomposable = True
     worst: float | None = None
     requires: Sequence[str] = ("prediction", "target")
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the squared errors of the items."""
+        return _squares(records)
 
     def aggregate(self, records: Records) -> float:
         """Return the mean; NaN over no items."""

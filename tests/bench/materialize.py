@@ -111,7 +111,7 @@ def _alternately(evaluator: Evaluator, populations: list[list[Recipe]]) -> Calla
 
     def make() -> object:
         turn[0] += 1
-        return evaluator._make(populations[turn[0] % len(populations)])
+        return evaluator.make(populations[turn[0] % len(populations)])
 
     return make
 
@@ -138,7 +138,7 @@ def _error(
     evaluator: Evaluator, recipe: Recipe, base: Any, experts: list[Any], genome: np.ndarray[Any, Any], problem: mo.MergeProblem
 ) -> float:
     """Return ||out - reference|| / ||reference|| with a float64 reference."""
-    evaluator._make([recipe])
+    evaluator.make([recipe])
     off, norm, weights = 0.0, 0.0, _weights(genome, problem)
     for segment in problem.layout.segments:
         name = segment.name

@@ -80,7 +80,7 @@ def test_an_expert_alone_is_that_expert(folder: Path, operator: str, variant: st
         problem = _problem(folder, operator, variant, experts, stored, dtype=dtype, device=device, batch=experts)
         recipes = [problem.decode(_alone(problem, expert)) for expert in range(experts)]
         evaluator = problem.evaluator
-        evaluator._make(recipes)
+        evaluator.make(recipes)
         together = evaluator.arena.rows.clone()
         for expert, recipe in enumerate(recipes):
             evaluator.model(recipe)
