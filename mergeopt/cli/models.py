@@ -96,6 +96,8 @@ def export_one(folder: Path, to: Path, choice: Choice) -> None:
         typer.echo("  it breaks a constraint of the search")
     for name, value in report.scores.items():
         typer.echo(f"  {name}  {value:.6g} reloaded, {report.promised[name]:.6g} stored")
+    if report.unscored is not None:
+        typer.echo(f"  not scored again: {report.unscored}; what was written has been read back and compared")
     if report.scores:
         typer.echo("  equal bit for bit" if report.exact else "  equal up to rounding")
 

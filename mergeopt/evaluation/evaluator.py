@@ -29,7 +29,7 @@ from mergeopt.operators.contract import MergeOperator
 from mergeopt.recipe import LEARNED, Argument, Learned, Recipe
 from mergeopt.task import Objective, Part, Score
 
-__all__ = ["Evaluator", "Outcome", "corrections", "open_learned", "recipe_values"]
+__all__ = ["Evaluator", "Outcome", "corrected", "open_learned", "recipe_values"]
 
 FindOperator = Callable[[str, str], MergeOperator]
 """Returns the operator of a name and variant."""
@@ -189,9 +189,11 @@ class Evaluator:
             self._hold(first.lineage)
         errors = materializer(values, self.arena.rows[rows[0] : rows[0] + len(rows)], [self._contents[row] for row in rows])
         for recipe, row in zip(recipes, rows, strict=True):
-            for segment, correction in self._corrections(recipe):
-                self.forget(row)
-                self.arena.rows[row, segment.start : segment.end].add_(correction.reshape(-1))
+            correct = self._corrected(recipe)
+            for segment in self.layout.segments if recipe.learned is not None else ():
+                if (correction := correct(segment)) is not None:
+                    self.forget(row)
+                    self.arena.rows[row, segment.start : segment.end].add_(correction.reshape(-1))
         return errors
 
     def forget(self, row: int) -> None:
@@ -222,10 +224,11 @@ class Evaluator:
             for row in range(len(self._contents)):
                 self.forget(row)
 
-    def _corrections(self, recipe: Recipe) -> Iterator[tuple[Segment, torch.Tensor]]:
-        """Yield what a learned set adds to a recipe's merge, by tensor, float32 [*shape]."""
-        if recipe.learned is not None:
-            yield from corrections(self.layout, self._asked(recipe.learned), recipe.learned, self.device)
+    def _corrected(self, recipe: Recipe) -> Callable[[Segment], torch.Tensor | None]:
+        """Return what gives a learned set's addition to a tensor of a recipe's merge, None for each where nothing was learned."""
+        if recipe.learned is None:
+            return lambda segment: None
+        return corrected(self.layout, self._asked(recipe.learned), recipe.learned, self.device)
 
     def _asked(self, learned: Learned) -> LearnedSet:
         if learned.hash not in self._learned:
@@ -238,11 +241,12 @@ class Evaluator:
         return None if fine else "its weights overflow float16; use bfloat16 or float32"
 
     def _stream(self, operator: MergeOperator, recipe: Recipe, values: Values, row: int) -> str | None:
-        added = dict(self._corrections(recipe))
+        correct = self._corrected(recipe)
         self.forget(row)
         try:
             for segment, tensor in stream(self.layout, operator, values, self.device, self._stack(recipe)):
-                made = tensor + added[segment] if segment in added else tensor
+                correction = correct(segment)
+                made = tensor if correction is None else tensor + correction
                 self.arena.rows[row, segment.start : segment.end] = made.reshape(-1).to(self.dtype)
         except CandidateError as error:
             return str(error)
@@ -289,26 +293,30 @@ def open_learned(learned: Learned) -> LearnedSet:
     return found
 
 
-def corrections(
+def corrected(
     layout: Layout, learned: LearnedSet, asked: Learned, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Segment, torch.Tensor]]:
-    """Yield what a learned set adds for a preference, by tensor, float32 [*shape].
+) -> Callable[[Segment], torch.Tensor | None]:
+    """Return what gives a learned set's addition to a tensor for a preference, float32 [*shape], None where there is none.
 
     Raises:
         RecipeError: the set corrects a tensor that is not merged here, or of another shape.
     """
-    segments = {segment.name: segment for segment in layout.segments}
+    shapes = {segment.name: segment.shape for segment in layout.segments}
     preference = learned.check_preference(asked.preference)
     for name, factors in learned.factors.items():
-        segment, shape = segments.get(name), (len(factors.left), len(factors.right))
-        if segment is None or segment.shape != shape:  # before a product that may be of any size is made
-            there = "none" if segment is None else str(list(segment.shape))
+        shape = (len(factors.left), len(factors.right))
+        if shapes.get(name) != shape:  # before a product that may be of any size is made
+            there = "none" if name not in shapes else str(list(shapes[name]))
             raise RecipeError(
                 f"the learned set corrects {name} of shape {list(shape)}, the model's merged tensors hold {there}; give the models it was "
                 "learned for"
             )
-        with torch.no_grad():
-            yield segment, learned.delta(name, preference).to(device)
+
+    @torch.no_grad()
+    def correction(segment: Segment) -> torch.Tensor | None:
+        return learned.delta(segment.name, preference).to(device) if segment.name in learned.factors else None
+
+    return correction
 
 
 def recipe_values(operator: MergeOperator, recipe: Recipe, layout: Layout, known: dict[str, Grouping]) -> Values:

@@ -55,8 +55,8 @@ class Architecture(Protocol):
         """Return stored name -> name in the live model, for all stored names, known or not."""
         ...
 
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
-        """Write the model into an empty folder, under the names it had on disk."""
+    def write_config(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write what a folder says of the model besides its weights, which are of this type."""
         ...
 
     @property
@@ -105,8 +105,7 @@ class HubArchitecture:
         tensors = {name: base.read(name) for name in base.names}
         with quiet_transformers():
             model = self._model_class().from_pretrained(None, config=self._config(), state_dict=tensors, dtype=dtype)
-            if model.can_generate() and (self.folder / "generation_config.json").is_file():
-                model.generation_config = type(model.generation_config).from_pretrained(self.folder, local_files_only=True)
+            self._own_generation(model)
         live: torch.nn.Module = model.eval()
         return live
 
@@ -130,9 +129,20 @@ class HubArchitecture:
             names[name] = renamed
         return names
 
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
+    def write_config(self, folder: Path, dtype: torch.dtype) -> None:
+        model: Any = self.skeleton()
+        model.config.dtype = str(dtype).removeprefix("torch.")
+        model.config.architectures = [self.class_name]
         with quiet_transformers():
-            model.save_pretrained(folder)  # type: ignore[operator]
+            model.config.save_pretrained(folder)
+            if model.can_generate():
+                self._own_generation(model)
+                model.generation_config.save_pretrained(folder)
+
+    def _own_generation(self, model: Any) -> None:
+        """Give a model the generation settings of its folder, where it has any."""
+        if model.can_generate() and (self.folder / "generation_config.json").is_file():
+            model.generation_config = type(model.generation_config).from_pretrained(self.folder, local_files_only=True)
 
     def _model_class(self) -> Any:
         import transformers
@@ -181,10 +191,8 @@ class ModuleArchitecture:
     def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
         return {name: name for name in stored}
 
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
-        from safetensors.torch import save_model
-
-        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    def write_config(self, folder: Path, dtype: torch.dtype) -> None:
+        return  # a bare module is its code
 
 
 def tensor_map(architecture: Architecture, stored: Sequence[str], source: str) -> TensorMap:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +21,7 @@ __all__ = ["Checkpoint", "TensorSpec"]
 HUB_PREFIX = "hf://"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PIECE = 1 << 24  # bytes hashed at a time
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DTYPES = {
     "F64": torch.float64,
@@ -45,9 +49,25 @@ class TensorSpec:
         """Number of elements."""
         return int(torch.Size(self.shape).numel())
 
+    @property
+    def bytes(self) -> int:
+        """Size."""
+        return self.elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor lies: file, first byte, and what the file looked like when its header was read (size and time of last change)."""
+
+    file: Path
+    start: int
+    stamp: tuple[int, int]
+
 
 class Checkpoint:
     """The tensors of one model: a Hugging Face folder (one file or sharded), or a bare safetensors file.
+
+    Tensors are read into memory of their own, one at a time, and no file stays open or mapped: a model may be larger than the memory.
 
     Args:
         path: the folder or file, or `hf://owner/name[@revision]` for a model of the hub (only then is anything fetched).
@@ -60,7 +80,7 @@ class Checkpoint:
         self.path = str(path)
         self.place = _fetch(self.path) if self.path.startswith(HUB_PREFIX) else Path(path)
         self._files = _files(self.place, self.path)
-        self._where: dict[str, Path] = {}
+        self._where: dict[str, _Place] = {}
         self._specs: dict[str, TensorSpec] = {}
         for file in self._files:
             self._read_header(file)
@@ -87,13 +107,11 @@ class Checkpoint:
         Raises:
             SourceError: the file has changed or gone since it was opened.
         """
-        file = self._where[name]
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as handle:
-                tensor: torch.Tensor = handle.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise SourceError(f"cannot read the tensor {name!r} of {file}: {error}") from error
-        return tensor
+        spec, place = self._specs[name], self._where[name]
+        flat = torch.empty(spec.bytes, dtype=torch.uint8)
+        with self._opened(name, place) as file:
+            _fill(file, flat.numpy().data, name, place.file)
+        return flat.view(spec.dtype).view(spec.shape).to(device)
 
     @cached_property
     def hash(self) -> str:
@@ -102,24 +120,73 @@ class Checkpoint:
         for name in self.names:
             spec = self._specs[name]
             digest.update(json.dumps([name, str(spec.dtype), list(spec.shape)]).encode())
-            digest.update(self.read(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for piece in self._pieces(name):
+                digest.update(piece)
         return digest.hexdigest()
+
+    def _pieces(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor in pieces, each valid until the next."""
+        left, place = self._specs[name].bytes, self._where[name]
+        buffer = memoryview(bytearray(min(left, PIECE)))
+        with self._opened(name, place) as file:
+            while left:
+                piece = buffer[: min(left, PIECE)]
+                _fill(file, piece, name, place.file)
+                left -= len(piece)
+                yield piece
+
+    def _opened(self, name: str, place: _Place) -> BinaryIO:
+        """Return the file of a tensor, at its first byte, if it is what it was."""
+        try:
+            file = open(place.file, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
+            found = os.fstat(file.fileno())
+            file.seek(place.start)
+        except OSError as error:
+            raise SourceError(f"cannot read the tensor {name!r} of {place.file}: {error}") from error
+        if (found.st_size, found.st_mtime_ns) != place.stamp:
+            file.close()
+            raise SourceError(f"cannot read the tensor {name!r} of {place.file}: the file has changed since it was opened; start again")
+        return file
 
     def _read_header(self, file: Path) -> None:
         try:
-            with safe_open(file, framework="pt") as handle:
+            # As arrays: for torch the whole file would be mapped in a way that counts as memory of this process.
+            with safe_open(file, framework="np") as handle:
                 for name in handle.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                     part = handle.get_slice(name)
                     if name in self._specs:
                         raise SourceError(
-                            f"the tensor {name!r} stands in two files of {self.path}: {self._where[name].name} and {file.name}"
+                            f"the tensor {name!r} stands in two files of {self.path}: {self._where[name].file.name} and {file.name}"
                         )
                     self._specs[name] = TensorSpec(tuple(part.get_shape()), _dtype(part.get_dtype(), name, file))
-                    self._where[name] = file
+            self._where |= _places(file)
         except SafetensorError as error:
             raise SourceError(f"{file} is no whole safetensors file ({error}); copy or download it again") from error
         except OSError as error:
             raise SourceError(f"cannot open {file}: {error}") from error
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """Return where the tensors of a file lie whose header has been found to be whole."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(length))
+        found = os.fstat(opened.fileno())
+    stamp = (found.st_size, found.st_mtime_ns)
+    return {name: _Place(file, 8 + length + at["data_offsets"][0], stamp) for name, at in header.items() if name != "__metadata__"}
+
+
+def _fill(file: BinaryIO, buffer: memoryview, name: str, path: Path) -> None:
+    """Fill a buffer from a file; raise `SourceError` where the file ends before."""
+    done = 0
+    try:
+        while done < len(buffer):
+            count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise SourceError(f"cannot read the tensor {name!r} of {path}: the file ends before it does; copy or download it again")
+            done += count
+    except OSError as error:
+        raise SourceError(f"cannot read the tensor {name!r} of {path}: {error}") from error
 
 
 def _files(place: Path, named: str) -> list[Path]:

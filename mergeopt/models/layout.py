@@ -78,8 +78,7 @@ class Layout:
         live = pool.tensors.live if own is None else own.live
         for name, reason in pool.coverage.copied.items():
             if reason.startswith("counter"):
-                sources = {"base": pool.base, **pool.experts}
-                state[live[name]].copy_(torch.stack([source.read(pool.stored(key, name)) for key, source in sources.items()]).amax(0))
+                state[live[name]].copy_(pool.copied(name))
         for name in pool.coverage.excluded if own is not None else ():
             state[live[name]].copy_(pool.read_base(name))
         return model

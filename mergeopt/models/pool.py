@@ -170,12 +170,18 @@ class Pool:
         Raises:
             SourceError: an expert's holds NaN or infinities.
         """
-        return torch.stack(
-            [
-                _finite(c.read(self.stored(key, name), device).to(torch.float32), name, f"expert {key!r} ({c.path})")
-                for key, c in self.experts.items()
-            ]
-        )
+        stacked = torch.empty((len(self.experts), *self.spec(name).shape), dtype=torch.float32, device=device)
+        for row, (key, expert) in zip(stacked, self.experts.items(), strict=True):
+            row.copy_(expert.read(self.stored(key, name), device))
+            _finite(row, name, f"expert {key!r} ({expert.path})")
+        return stacked
+
+    def copied(self, name: str) -> torch.Tensor:
+        """Return a tensor that is no weight as every merge holds it: a counter is the largest of all sources."""
+        if not self.coverage.copied[name].startswith("counter"):
+            return self.base.read(self.stored("base", name))
+        sources = {"base": self.base, **self.experts}
+        return torch.stack([source.read(self.stored(key, name)) for key, source in sources.items()]).amax(0)
 
     def _architecture(self, module: Callable[[], torch.nn.Module] | None, source: Checkpoint | None = None) -> Architecture:
         of = source or self.base

@@ -6,31 +6,28 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from mergeopt.errors import CandidateError, ExportError, RecipeError, StoreError
+from mergeopt.errors import ExportError, RecipeError, StoreError
 from mergeopt.evaluation.device import pick_device, pick_dtype
-from mergeopt.evaluation.evaluator import corrections, open_learned, recipe_values
-from mergeopt.evaluation.materialize import Stack, stream
-from mergeopt.evaluation.offspring import replay
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
-from mergeopt.merge_problem import find_operator
+from mergeopt.memory import room, size_text
 from mergeopt.models.architecture import HubArchitecture
 from mergeopt.models.checkpoint import Checkpoint
-from mergeopt.models.layout import Layout, Segment
 from mergeopt.models.pool import Pool
+from mergeopt.models.writer import TensorWriter
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.recipe import Recipe
 from mergeopt.study.card import model_card
+from mergeopt.study.weights import make_tensors, tensor_specs
 from mergeopt.task import Objective
 
-__all__ = ["ExportReport", "export_model", "make_model", "open_pool"]
+__all__ = ["ExportReport", "export_model", "open_pool"]
 
 ROUNDING = 1e-5
 """Largest relative difference of a score that counts as rounding: another machine or thread count may sum in another order."""
@@ -46,6 +43,7 @@ class ExportReport:
         scores: objective -> score of the reloaded folder; empty when nothing was scored.
         promised: objective -> score that the store holds.
         exact: whether all scores are equal bit for bit.
+        unscored: why the folder was not scored though there are objectives; None when it was.
     """
 
     folder: Path
@@ -53,6 +51,7 @@ class ExportReport:
     scores: Mapping[str, float]
     promised: Mapping[str, float]
     exact: bool
+    unscored: str | None = None
 
 
 def export_model(
@@ -69,7 +68,8 @@ def export_model(
 ) -> ExportReport:
     """Make a recipe's model, write it as a folder, load the folder back and score it.
 
-    The folder appears under its name only when all of that has gone well.
+    The folder appears under its name only when all of that has gone well. The model is made and written one tensor at a time, and read
+    back as it was written. Scoring alone needs it in memory: where it does not fit, the report says so.
 
     Args:
         pool: the recipe's models.
@@ -91,54 +91,24 @@ def export_model(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} is already there and not empty; choose another folder")
     _check_sources(pool, recipe)
-    model = make_model(pool, recipe, operator)
     partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir(parents=True)
-        _write(pool, recipe, model, partial, model_card(recipe, promised or {}, reported))
-        del model
+        _write(pool, recipe, operator, partial)
+        (partial / "README.md").write_text(model_card(recipe, promised or {}, reported), encoding="utf-8")
         with computing_threads(pick_threads(threads, sum(pool.base.spec(name).elements for name in pool.names))):
-            scores = _rescore(pool, partial, recipe, objectives, device)
-        report = _compare(folder, pool, scores, promised or {})
+            scores, unscored = _rescore(pool, partial, recipe, objectives, device)
+        report = replace(_compare(folder, pool, scores, promised or {}), unscored=unscored)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise StoreError(f"cannot write the model to {folder}: {reason}; free space, or name a folder that can be written") from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the model to {folder}: {error.strerror or error}; free space, or name a folder that can be written"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
-
-
-def make_model(pool: Pool, recipe: Recipe, operator: MergeOperator | None = None) -> torch.nn.Module:
-    """Return a new model on the CPU holding the recipe's weights, made tensor by tensor."""
-    layout, dtype = Layout(pool), pick_dtype(recipe.dtype)
-    rule = operator or find_operator(recipe.operator, recipe.variant)
-    values = recipe_values(rule, recipe, layout, {})
-    added = {} if recipe.learned is None else dict(corrections(layout, open_learned(recipe.learned), recipe.learned))
-    model = layout.live_model(dtype, torch.device("cpu"))
-    state = model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for segment, tensor in stream(layout, rule, values, torch.device("cpu"), _members(pool, recipe)):
-            made = tensor + added[segment] if segment in added else tensor
-            if not bool(torch.isfinite(made).all()):
-                raise CandidateError(f"the recipe's weights are not finite (in {segment.name}); nothing was written")
-            state[segment.live].copy_(made)
-    return model
-
-
-def _members(pool: Pool, recipe: Recipe) -> Stack | None:
-    """Return what gives the members that evolved from the experts, replayed tensor by tensor; None where there are none."""
-    lineage = recipe.lineage
-    if lineage is None:
-        return None
-
-    def members(segment: Segment) -> torch.Tensor:
-        experts = pool.stack(segment.name)
-        return replay(lineage, experts.view(len(experts), -1), name=segment.name, layer=segment.layer).view(experts.shape)
-
-    return members
 
 
 def open_pool(recipe: Recipe, module: Callable[[], torch.nn.Module] | None = None) -> Pool:
@@ -167,32 +137,29 @@ def _check_sources(pool: Pool, recipe: Recipe) -> None:
             )
 
 
-def _write(pool: Pool, recipe: Recipe, model: torch.nn.Module, folder: Path, card: str) -> None:
-    pool.architecture.save(model, folder)
+def _write(pool: Pool, recipe: Recipe, operator: MergeOperator | None, folder: Path) -> None:
+    """Write everything but the card into an empty folder, one tensor at a time, and read the tensors back."""
+    writer = TensorWriter(folder, tensor_specs(pool, recipe))
+    for name, tensor in make_tensors(pool, recipe, operator):
+        writer.write(name, tensor)
+    writer.check()
+    pool.architecture.write_config(folder, pick_dtype(recipe.dtype))
     for name, source in pool.carry.files.items():
         shutil.copyfile(source, folder / name)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    for weights in folder.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
-        weights.chmod((folder / "README.md").stat().st_mode)
 
 
-def _rescore(pool: Pool, folder: Path, recipe: Recipe, objectives: Sequence[Objective], device: str) -> dict[str, float]:
-    written = Checkpoint(folder)
-    _check_written(pool, written)
+def _rescore(pool: Pool, folder: Path, recipe: Recipe, objectives: Sequence[Objective], device: str) -> tuple[dict[str, float], str | None]:
+    """Return what the model in a folder scores, or why it could not be scored."""
     if not objectives:
-        return {}
-    place = pick_device(device)
+        return {}, None
+    written, place = Checkpoint(folder), pick_device(device)
+    needed, there = sum(written.spec(name).bytes for name in written.names), room(place)
+    if needed > there.bytes:
+        return {}, f"its weights take {size_text(needed)}, and there are {size_text(there.bytes)} ({there.bound})"
     architecture = HubArchitecture(folder) if isinstance(pool.architecture, HubArchitecture) else pool.architecture
     model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
-    return {name: score.value for name, score in score_model(lambda _: model, objectives, "search", place).items()}
-
-
-def _check_written(pool: Pool, written: Checkpoint) -> None:
-    expected = set(pool.tensors.live)
-    missing = sorted(expected - set(written.names))
-    if missing:
-        raise ExportError(f"{len(missing)} of {len(expected)} tensors were not written, for instance {missing[0]}; nothing was kept")
+    return {name: score.value for name, score in score_model(lambda _: model, objectives, "search", place).items()}, None
 
 
 def _compare(folder: Path, pool: Pool, scores: Mapping[str, float], promised: Mapping[str, float]) -> ExportReport:
@@ -211,4 +178,5 @@ def _compare(folder: Path, pool: Pool, scores: Mapping[str, float], promised: Ma
         "tied": len(coverage.tied),
     }
     compared: dict[str, Any] = {name: scores[name] for name in promised if name in scores}
-    return ExportReport(folder, counts, scores, dict(promised), all(compared[name] == promised[name] for name in compared))
+    exact = bool(compared) and all(compared[name] == promised[name] for name in compared)
+    return ExportReport(folder, counts, scores, dict(promised), exact)

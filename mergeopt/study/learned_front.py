@@ -11,7 +11,7 @@ import torch
 
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.device import pick_dtype
-from mergeopt.evaluation.evaluator import corrections, recipe_values
+from mergeopt.evaluation.evaluator import corrected, recipe_values
 from mergeopt.evaluation.materialize import stream
 from mergeopt.genomes.preferences import spread_preferences
 from mergeopt.learned import LearnedSet
@@ -153,5 +153,8 @@ class LearnedFront:
 
     def _tensors(self, preference: Preference) -> list[tuple[Segment, torch.Tensor]]:
         asked = self.recipe(preference).learned
-        added = {} if asked is None else dict(corrections(self._layout, self.learned, asked))
-        return [(segment, tensor + added[segment] if segment in added else tensor) for segment, tensor in self._merged]
+        if asked is None:
+            return self._merged
+        correct = corrected(self._layout, self.learned, asked)
+        pairs = ((segment, tensor, correct(segment)) for segment, tensor in self._merged)
+        return [(segment, tensor if correction is None else tensor + correction) for segment, tensor, correction in pairs]

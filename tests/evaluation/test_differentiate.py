@@ -19,6 +19,7 @@ from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Param
 from mergeopt.operators.function import OperatorFactory, merge_operator
+from mergeopt.study.weights import make_tensors
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.metrics import Accuracy
@@ -152,10 +153,8 @@ def test_what_is_put_is_what_the_recipe_makes(learning: Make, tmp_path: Path, dt
     problem.evaluator.model(recipe)
     assert torch.equal(problem.evaluator.arena.rows[0], put)
     fresh = learning(groups="layer")
-    from mergeopt.study.export import make_model
-
-    state = make_model(fresh.pool, recipe).state_dict()
-    assert all(torch.equal(state[s.live].reshape(-1), put[s.start : s.end]) for s in problem.layout.segments)
+    streamed = dict(make_tensors(fresh.pool, recipe))
+    assert all(torch.equal(streamed[s.name].reshape(-1), put[s.start : s.end]) for s in problem.layout.segments)
 
 
 def test_losses_by_name(learning: Make, problem: Make) -> None:

@@ -222,3 +222,26 @@ def test_a_file_that_vanishes_is_named(single: Path) -> None:
     (single / WEIGHTS).unlink()
     with pytest.raises(SourceError, match=rf"cannot read the tensor '{checkpoint.names[0]}' of .*model\.safetensors"):
         checkpoint.read(checkpoint.names[0])
+
+
+def test_a_file_that_changed_since_is_refused(single: Path) -> None:
+    """A tensor is never read from a file that is not the one whose header was read."""
+    checkpoint, file = Checkpoint(single), single / WEIGHTS
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    save_file({name: tensor + 1 for name, tensor in tensors.items()} | {"more": torch.zeros(3)}, file)
+    with pytest.raises(SourceError, match="has changed since it was opened"):
+        checkpoint.read(checkpoint.names[0])
+    with pytest.raises(SourceError, match="has changed since it was opened"):
+        _ = checkpoint.hash
+
+
+def test_what_is_read_is_memory_of_its_own(single: Path) -> None:
+    """A tensor that was read stays what it was when its file is written over, and can be written to without the file noticing."""
+    checkpoint, file = Checkpoint(single), single / WEIGHTS
+    before, name = file.read_bytes(), checkpoint.names[0]
+    tensor = checkpoint.read(name)
+    kept = tensor.clone()
+    tensor += 1
+    assert file.read_bytes() == before
+    file.write_bytes(bytes(len(before)))
+    assert torch.equal(tensor, kept + 1)
