@@ -264,6 +264,7 @@ class MergeProblem:
             "space": self.coefficients.space.describe(),
             "groups": {name: [groups_json(a.groups), a.curve] for name, a in self._midpoint.arguments.items()},
             "exclude": list(self.pool.exclude),
+            "generation": self.pool.carry.digests("generation"),
             "dtype": str(self.dtype).removeprefix("torch."),
             "objectives": [{"name": o.info.name, "direction": o.info.direction, **o.fingerprint} for o in self.objectives],
         }

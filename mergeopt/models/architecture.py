@@ -15,7 +15,7 @@ import torch
 from mergeopt.errors import MismatchError, SourceError
 from mergeopt.models.checkpoint import Checkpoint
 
-__all__ = ["Architecture", "HubArchitecture", "ModuleArchitecture", "TensorMap", "quiet_transformers"]
+__all__ = ["Architecture", "HubArchitecture", "ModuleArchitecture", "TensorMap", "quiet_transformers", "take_generation_settings"]
 
 IGNORED = re.compile(r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
 """Stored buffers of older versions that today's models compute themselves."""
@@ -105,8 +105,8 @@ class HubArchitecture:
         tensors = {name: base.read(name) for name in base.names}
         with quiet_transformers():
             model = self._model_class().from_pretrained(None, config=self._config(), state_dict=tensors, dtype=dtype)
-            self._own_generation(model)
         live: torch.nn.Module = model.eval()
+        take_generation_settings(live, self.folder)
         return live
 
     def live_names(self, stored: Sequence[str], skeleton: torch.nn.Module) -> dict[str, str]:
@@ -136,13 +136,8 @@ class HubArchitecture:
         with quiet_transformers():
             model.config.save_pretrained(folder)
             if model.can_generate():
-                self._own_generation(model)
+                take_generation_settings(model, self.folder)
                 model.generation_config.save_pretrained(folder)
-
-    def _own_generation(self, model: Any) -> None:
-        """Give a model the generation settings of its folder, where it has any."""
-        if model.can_generate() and (self.folder / "generation_config.json").is_file():
-            model.generation_config = type(model.generation_config).from_pretrained(self.folder, local_files_only=True)
 
     def _model_class(self) -> Any:
         import transformers
@@ -160,6 +155,13 @@ class HubArchitecture:
             return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise SourceError(f"transformers cannot use {self.folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+
+
+def take_generation_settings(model: Any, folder: Path) -> None:
+    """Have a model generate as the `generation_config.json` of a folder says; nothing happens where there is none, or to other models."""
+    if getattr(model, "generation_config", None) is not None and (folder / "generation_config.json").is_file():
+        with quiet_transformers():
+            model.generation_config = type(model.generation_config).from_pretrained(folder, local_files_only=True)
 
 
 class ModuleArchitecture:

@@ -45,6 +45,10 @@ class Carry:
     files: Mapping[str, Path]
     owners: Mapping[str, str]
 
+    def digests(self, kind: str) -> dict[str, str]:
+        """Return the content hashes of the files of one kind by name; what says only which version wrote a file does not count."""
+        return {name: _digest(self.files[name]) for name in KINDS[kind] if name in self.files}
+
 
 def carried_files(sources: Mapping[str, Checkpoint], chosen: Mapping[str, str]) -> Carry:
     """Decide whose tokenizer, processor, chat template and generation settings are handed on.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mergeopt.models.architecture import take_generation_settings
+from mergeopt.models.carry import KINDS
 from mergeopt.models.groups import layer_labels
 from mergeopt.models.pool import Pool
 
@@ -74,6 +76,8 @@ class Layout:
             pool.read_base(name)
         architecture, checkpoint = (pool.architecture, pool.base) if own is None else (own.architecture, own.checkpoint)
         model = architecture.load(checkpoint, dtype).to(device).requires_grad_(False)
+        for file in (file for name, file in pool.carry.files.items() if name in KINDS["generation"]):
+            take_generation_settings(model, file.parent)  # an export generates by the settings that are handed on with it
         state = model.state_dict(keep_vars=True)
         live = pool.tensors.live if own is None else own.live
         for name, reason in pool.coverage.copied.items():

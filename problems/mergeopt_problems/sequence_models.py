@@ -14,7 +14,7 @@ from mergeopt.forward import evaluating, forward
 from mergeopt_problems.model_settings import configured
 from mergeopt_problems.sequences import Sequences
 
-__all__ = ["check_inputs", "logits_of", "probe", "sequence_batches"]
+__all__ = ["check_inputs", "logits_of", "positions", "probe", "sequence_batches"]
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -66,11 +66,10 @@ def check_inputs(task: str, model: torch.nn.Module, parts: Iterable[Sequences]) 
             f"task {task!r}: its tokens have ids up to {highest}, but the model's vocabulary is {vocabulary}; "
             "name the model's own tokenizer as `tokenizer:`"
         )
-    longest, positions = max(int(own.lengths.max()) for own in sequences), _positions(model)
-    if positions is not None and longest > positions:
+    longest, most = max(int(own.lengths.max()) for own in sequences), positions(model)
+    if most is not None and longest > most:
         raise DataError(
-            f"task {task!r}: its texts have up to {longest} tokens, but the model has {positions} positions; set `max_length: {positions}` "
-            "or less"
+            f"task {task!r}: its texts have up to {longest} tokens, but the model has {most} positions; set `max_length: {most}` or less"
         )
     segment, segments = max(own.highest_type for own in sequences), configured(model, ("type_vocab_size",))
     if segments and segment >= segments:
@@ -104,7 +103,8 @@ def _padding(model: torch.nn.Module, otherwise: int) -> int:
     return otherwise if own is None else own
 
 
-def _positions(model: torch.nn.Module) -> int | None:
+def positions(model: torch.nn.Module) -> int | None:
+    """Return how many tokens a model of transformers can number, None where that is not limited, or not known."""
     count = configured(model, POSITIONS)
     for name, module in model.named_modules():
         # RoBERTa's family counts positions from after the padding's

@@ -48,12 +48,13 @@ class Sequences:
         types = None if self._types is None else [self._of(self._types, item) for item in items]
         return Sequences([self._of(self._ids, item) for item in items], types)
 
-    def batch(self, items: Sequence[int] | npt.NDArray[np.intp], padding: int) -> dict[str, torch.Tensor]:
-        """Return some texts, in the order asked for, padded on the right to the longest.
+    def batch(self, items: Sequence[int] | npt.NDArray[np.intp], padding: int, *, left: bool = False) -> dict[str, torch.Tensor]:
+        """Return some texts, in the order asked for, padded to the longest.
 
         Args:
             items: which.
             padding: token id that stands after a text's end.
+            left: whether it stands before its start instead, for models that are to go on with the text.
 
         Returns:
             `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and, where there are segments, `token_type_ids`: int64 [n, t].
@@ -61,8 +62,9 @@ class Sequences:
         rows = np.asarray(items, dtype=np.int64)
         lengths = self.lengths[rows]
         place = np.arange(int(lengths.max()))
-        inside = place < lengths[:, None]
-        source = (self._starts[rows][:, None] + place)[inside]
+        shift = int(lengths.max()) - lengths if left else np.zeros_like(lengths)
+        inside = (place >= shift[:, None]) & (place < (shift + lengths)[:, None])
+        source = ((self._starts[rows] - shift)[:, None] + place)[inside]
         made = {"input_ids": _filled(inside, self._ids[source], padding), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
         if self._types is not None:
             made["token_type_ids"] = _filled(inside, self._types[source], 0)
