@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test format lint types imports tests clean study-nsga2 study-kinds
+.PHONY: demo test format lint types imports tests clean study-nsga2 study-kinds bench bench-cuda
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -38,6 +38,13 @@ study-nsga2: $(VENV)/.installed
 
 study-kinds: $(VENV)/.installed
 	$(BIN)/python studies/three_kinds.py
+
+# Benchmarks refuse to report where the machine is too busy to measure on; they rewrite tests/bench/results/DEVICE-NAME.json.
+bench: $(VENV)/.installed
+	$(BIN)/python tests/bench/record.py
+
+bench-cuda: $(VENV)/.installed
+	$(BIN)/python tests/bench/record.py --device cuda
 
 clean:
 	rm -rf $(VENV) .cache .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

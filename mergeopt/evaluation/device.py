@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def pick_dtype(name: str) -> torch.dtype:
 def hardware(device: torch.device) -> dict[str, Any]:
     """Return what of a device and its libraries can change last bits; JSON-able."""
     if device.type != "cuda":
-        return {"name": platform.processor() or platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability()}
+        return {"name": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
     major, minor = torch.cuda.get_device_capability(device)
     environment: Any = collect_env
     cudnn: Any = torch.backends.cudnn
@@ -60,3 +61,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": cudnn.version(),
     }
+
+
+def _processor() -> str:
+    """Return the name of the processor, as far as the system tells."""
+    told = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", told.read_text(encoding="utf-8"), re.MULTILINE) if told.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

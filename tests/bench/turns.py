@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from mergeopt.evaluation.device import hardware
+
 __all__ = ["COPY", "SPREAD", "ratio", "take_turns", "where"]
 
 COPY = "copy"
@@ -24,6 +26,8 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Run all pieces of work once per round, after one round to warm up; return the seconds of every round by name.
 
+    With one thread of a CPU these are seconds of computing, so that other processes disturb them less; else seconds on the wall's clock.
+
     Args:
         work: by name; one of them is `copy`, a memory copy of what the ratios are told in.
         rounds: seven or more.
@@ -31,14 +35,15 @@ def take_turns(
         force: measure on a busy machine, too.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    clock = _clock(device)
     for turn in range(rounds + 1):
         for name, run in work.items():
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             _wait(device)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     spread = _spread(seconds[COPY])
     if spread > SPREAD and not force:
         sys.exit(f"too busy to measure: copies differ by {spread:.0%} (more than {SPREAD:.0%}); --force reports anyway")
@@ -53,8 +58,9 @@ def ratio(seconds: Mapping[str, list[float]], above: str, below: str) -> float:
 def where(seconds: Mapping[str, list[float]], device: torch.device) -> dict[str, Any]:
     """Return what a figure must name: machine, versions, threads, load, and how much copies differed."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": hardware(device)["name"],
         "threads": torch.get_num_threads(),
+        "clock": _clock(device).__name__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "copy_seconds": statistics.median(seconds[COPY]),
         "copy_spread": round(_spread(seconds[COPY]), 3),
@@ -67,6 +73,10 @@ def _spread(values: list[float]) -> float:
     """Return the distance between the quartiles over the median."""
     low, _, high = statistics.quantiles(values, n=4)
     return (high - low) / statistics.median(values)
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _wait(device: torch.device) -> None:
