@@ -71,6 +71,7 @@ class MergeProblem:
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         batch: candidates made at a time.
         threads: that torch computes with; None for one with small models, for which more only wait for each other, else torch's choice.
+        prefixes: bytes of activations kept for candidates that share their first layers; None to run every pass from end to end.
         name: for people.
         baselines: what every result is held against, of `base`, `experts`, `uniform`.
 
@@ -92,6 +93,7 @@ class MergeProblem:
         device: str = "auto",
         batch: int = 8,
         threads: int | None = None,
+        prefixes: int | None = None,
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
     ) -> None:
@@ -102,13 +104,20 @@ class MergeProblem:
         self.coefficients = CoefficientSpace(self.operator, parameters, pool.names, pool.expert_names, groups=groups)
         self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
         self.layout = Layout(pool)
-        self.threads = pick_threads(threads, self.layout.elements)
+        self.threads, self.prefixes = pick_threads(threads, self.layout.elements), prefixes
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator; making it loads the models."""
         evaluator = Evaluator(
-            self.layout, self.objectives, self._find_operator, dtype=self.dtype, device=self.device, batch=self.batch, threads=self.threads
+            self.layout,
+            self.objectives,
+            self._find_operator,
+            dtype=self.dtype,
+            device=self.device,
+            batch=self.batch,
+            threads=self.threads,
+            prefixes=self.prefixes,
         )
         evaluator.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
         return evaluator
@@ -282,6 +291,7 @@ class MergeProblem:
             "candidates": self.batch * self.layout.size * width,
             "model": model,
             "temporary": 3 * rows * largest * 4,
+            "prefixes": self.prefixes or 0,
         }
 
     @cached_property

@@ -57,3 +57,11 @@ def _folder(variable: str) -> Path:
     if os.environ.get("MERGEOPT_REQUIRE_DATA"):
         pytest.fail(f"{reason}, and MERGEOPT_REQUIRE_DATA forbids skipping")
     pytest.skip(reason)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MERGEOPT_CACHE", str(folder))
+    return folder

@@ -85,6 +85,10 @@ class CandidateArena:
         live.hold(self._views[candidate])
         return live.model
 
+    def lives(self) -> list[tuple[torch.nn.Module, tuple[str, ...]]]:
+        """Return every live model with the names that the merged tensors, in the layout's order, have in it."""
+        return [(live.model, live.names) for live in self._live.values()]
+
     @property
     def _first(self) -> _Live:
         return next(iter(self._live.values()))
@@ -108,7 +112,8 @@ class _Live:
         pool = layout.pool
         names = pool.tensors.live if head is None else pool.heads[head].live
         self.model = layout.live_model(dtype, device, head)
-        self.homes = [_Home.find(self.model, names[segment.name]) for segment in layout.segments]
+        self.names = tuple(names[segment.name] for segment in layout.segments)
+        self.homes = [_Home.find(self.model, name) for name in self.names]
         self._kept = [_Home.find(self.model, names[name]) for name in (*pool.coverage.excluded, *pool.coverage.copied)]
 
     def write(self, views: Sequence[torch.Tensor]) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mergeopt.evaluation.determinism import SETTINGS
 from mergeopt.evaluation.device import hardware
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, Values, stream
 from mergeopt.evaluation.population import Population
+from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
 from mergeopt.evaluation.race import Censored
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
@@ -59,6 +61,7 @@ class Evaluator:
         device: where the model runs.
         batch: candidates made at a time.
         threads: that torch computes with, None to choose by the model's size.
+        prefixes: bytes of activations kept for candidates that share their first layers; None to run every pass from end to end.
 
     Raises:
         DataError: an objective cannot be measured on this model.
@@ -74,6 +77,7 @@ class Evaluator:
         device: torch.device | None = None,
         batch: int = 8,
         threads: int | None = None,
+        prefixes: int | None = None,
     ) -> None:
         self.layout, self.objectives, self.find_operator = layout, tuple(objectives), find_operator
         self.dtype, self.device = dtype, device or torch.device("cpu")
@@ -85,6 +89,7 @@ class Evaluator:
         self._materializers: dict[str, Materializer] = {}
         self._learned: dict[str, LearnedSet] = {}
         self._groupings: dict[str, Grouping] = {}
+        self.prefixes = PrefixCache(prefixes) if prefixes is not None else None
         for objective in self.objectives:
             objective.check(self.arena.bind(0, self.head_of(objective)))
 
@@ -128,7 +133,17 @@ class Evaluator:
         self._learned[learned.hash] = learned
 
     def evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
-        """Make and score recipes in order, yielding each outcome as soon as it is known."""
+        """Make and score recipes, yielding each outcome, in order, as soon as it is known.
+
+        Where candidates share their first layers, they are scored in an order that has neighbours share most.
+        """
+        if self.prefixes is None:
+            yield from self._evaluate(recipes, part)
+            return
+        identities = [self._identity(recipe) for recipe in recipes]
+        yield from self.prefixes.arranged(identities, lambda order: self._evaluate([recipes[place] for place in order], part))
+
+    def _evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
         size = self.arena.candidates
         for start in range(0, len(recipes), size):
             batch = recipes[start : start + size]
@@ -136,7 +151,7 @@ class Evaluator:
             errors = self.make(batch)
             share = (time.perf_counter() - began) / len(batch)
             for row, error in enumerate(errors):
-                yield Outcome({}, error, {"make": share}) if error else self._score(row, part, share)
+                yield Outcome({}, error, {"make": share}) if error else self._score(batch[row], row, part, share)
 
     def head_of(self, objective: Objective) -> str | None:
         """Return whose head an objective is measured with; None where heads are shared."""
@@ -153,15 +168,28 @@ class Evaluator:
             raise CandidateError(error)
         return self.arena.bind(0, head)
 
-    def _score(self, row: int, part: Part, make: float) -> Outcome:
+    def _score(self, recipe: Recipe, row: int, part: Part, make: float) -> Outcome:
         began = time.perf_counter()
         bound = functools.cache(functools.partial(self.arena.bind, row))  # once for all objectives that share a head
         try:
-            with computing_threads(self.threads):
+            with computing_threads(self.threads), self.reusing(recipe):
                 scores, error = score_model(lambda objective: bound(self.head_of(objective)), self.objectives, part, self.device), None
         except CandidateError as failure:
             scores, error = {}, str(failure)
         return Outcome(scores, error, {"make": make, "score": time.perf_counter() - began})
+
+    def expect(self, recipes: Sequence[Recipe]) -> None:
+        """Know which recipes are about to be scored, so that what they share is kept; where nothing is kept, for nothing."""
+        if self.prefixes is not None:
+            self.prefixes.know([self._identity(recipe) for recipe in recipes])
+
+    def reusing(self, recipe: Recipe) -> AbstractContextManager[None]:
+        """Have passes of live models that hold a recipe start where they can, see `PrefixCache`; from end to end where nothing is kept."""
+        return nullcontext() if self.prefixes is None else self.prefixes.scoring(self.arena.lives(), self._identity(recipe))
+
+    def _identity(self, recipe: Recipe) -> Identity:
+        operator = self.find_operator(recipe.operator, recipe.variant)
+        return identity(recipe, self.values(operator, recipe), len(self.layout.segments))
 
     def make(self, recipes: Sequence[Recipe]) -> list[str | None]:
         """Make recipes in the first rows of the arena and return what is wrong with each, None where nothing is."""

@@ -18,6 +18,7 @@ __all__ = ["run_heat"]
 
 def run_heat(evaluator: Evaluator, recipes: Sequence[Recipe], heat: Heat) -> Iterator[Outcome]:
     """Make recipes and measure them on the search part in the order of a heat, yielding each outcome as soon as it is known."""
+    evaluator.expect(recipes)
     seats = _Seats(evaluator, recipes)
     for index in range(len(recipes)):
         while not heat.finished(index):
@@ -46,7 +47,7 @@ class _Seats:
         if self.errors[index] is None:
             bound = functools.cache(functools.partial(evaluator.arena.bind, row))
             try:
-                with computing_threads(evaluator.threads):
+                with computing_threads(evaluator.threads), evaluator.reusing(self._recipes[index]):
                     heat.add(
                         index, record_items(lambda one: bound(evaluator.head_of(one)), heat.passes, heat.wanted(index), evaluator.device)
                     )

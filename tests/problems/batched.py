@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -12,6 +13,7 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedConfig,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
@@ -62,7 +64,7 @@ def token_classification(folder: Path) -> Asked:
 def causal_lm(folder: Path) -> Asked:
     task = CausalLM(data=_source(folder, _rows()), tokenizer="bytes", window=12, batch=4)
     config = GPT2Config(vocab_size=256, n_positions=16, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0)
-    return Asked(task, _random(GPT2LMHeadModel(config)))
+    return Asked(task, _random(GPT2LMHeadModel, config))
 
 
 def image_classification(folder: Path) -> Asked:
@@ -73,7 +75,7 @@ def image_classification(folder: Path) -> Asked:
         image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16,
         id2label=dict(enumerate("abc")),
     )  # fmt: skip
-    return Asked(task, _random(ViTForImageClassification(config)))
+    return Asked(task, _random(ViTForImageClassification, config))
 
 
 KINDS: list[Callable[[Path], Asked]] = [text_classification, text_regression, token_classification, causal_lm, image_classification]
@@ -87,9 +89,10 @@ def _source(folder: Path, rows: Rows) -> dict[str, str]:
     return {"path": write(folder, rows), "search": "val"}
 
 
-def _random(model: PreTrainedModel) -> PreTrainedModel:
+def _random(kind: Callable[[Any], PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
+        model = kind(config)
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     model.train(False)

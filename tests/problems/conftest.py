@@ -14,11 +14,3 @@ def digits_materials(cache_dir: Path) -> MergeMaterials:
     materials = digits()
     assert Path(materials.base).is_relative_to(cache_dir)
     return materials
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of the test's own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("MERGEOPT_CACHE", str(folder))
-    return folder
