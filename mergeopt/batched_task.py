@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from mergeopt.forward import evaluating, forward
-from mergeopt.task import Part, Records, Task
+from mergeopt.task import DifferentiableTask, Part, Predictions, Records, Task
 
-__all__ = ["Batch", "BatchedTask", "Columns", "batched_records", "in_batches"]
+__all__ = ["Batch", "BatchedTask", "Columns", "Indices", "JudgedTask", "batched_records", "in_batches"]
 
 Indices = npt.NDArray[np.intp]
 
@@ -60,6 +60,15 @@ class BatchedTask(Task, Protocol):
         Raises:
             CandidateError: a logit is not finite.
         """
+        ...
+
+
+@runtime_checkable
+class JudgedTask(BatchedTask, DifferentiableTask, Protocol):
+    """A batched task that classifies, so that the predictions of two models can be compared."""
+
+    def predictions(self, model: torch.nn.Module, part: Part, items: Indices, logits: torch.Tensor) -> Predictions:
+        """Return what the logits of one batch say; arguments as `record`."""
         ...
 
 

@@ -15,10 +15,12 @@ import torch
 from mergeopt.differentiable import DifferentiableProblem
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.evaluation.coefficients import LearnedCoefficients
+from mergeopt.evaluation.compared_task import ComparedTask, expert_model
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.heats import run_heat
+from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.evaluation.threads import pick_threads
@@ -100,10 +102,10 @@ class MergeProblem:
         self.pool, self.name, self._baselines = pool, name, _known_baselines(baselines)
         self.operator = find_operator(operator, variant)
         _check_experts(self.operator, pool)
-        self.objectives = _checked(objectives)
         self.coefficients = CoefficientSpace(self.operator, parameters, pool.names, pool.expert_names, groups=groups)
         self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
         self.layout = Layout(pool)
+        self.objectives = self._compared(_checked(objectives))
         self.threads, self.prefixes = pick_threads(threads, self.layout.elements), prefixes
 
     @cached_property
@@ -241,6 +243,14 @@ class MergeProblem:
     def _recipes(self, proposals: Sequence[Proposal]) -> list[Recipe]:
         return [p.recipe if p.recipe is not None else self.decode(np.asarray(p.genome)) for p in proposals]
 
+    def _compared(self, objectives: Sequence[Objective]) -> tuple[Objective, ...]:
+        """Have the objectives that compare with an expert find it here."""
+
+        def expert(name: str) -> torch.nn.Module:
+            return expert_model(self.layout, name, self.dtype, self.device)
+
+        return tuple(one.compared(expert) if isinstance(one, TaskObjective) else one for one in objectives)
+
     def _coefficients_to_learn(self, operator: str | None, variant: str, groups: object, weight: float | None) -> LearnedCoefficients:
         rule = self.operator if operator is None else find_operator(operator, variant)
         experts = self.pool.expert_names
@@ -279,14 +289,17 @@ class MergeProblem:
         }
 
     def memory(self) -> Mapping[str, int]:
-        """Predicted bytes: of what the operator prepares, of the candidates, of the live model and of the largest tensor's temporaries."""
+        """Predicted bytes: of what the operator prepares, of the candidates, of the live model and of the largest tensor's temporaries;
+        where candidates are compared with an expert, of its model too."""
         experts = len(self.pool.expert_names)
         fixed = {name: None for name, argument in self._midpoint.arguments.items() if argument.static}
         rows = self.operator.rows(fixed, experts) if self.operator.expert_rows is None else experts + 1
         width = torch.empty(0, dtype=self.dtype).element_size()
         model = sum(self.pool.base.spec(name).elements for name in self.pool.base.names) * width
         largest = max(segment.end - segment.start for segment in self.layout.segments)
+        compared = any(isinstance(one, TaskObjective) and isinstance(one.task, ComparedTask) for one in self.objectives)
         return {
+            **({"expert compared with": model} if compared else {}),
             "prepared": rows * self.layout.size * 4,
             "candidates": self.batch * self.layout.size * width,
             "model": model,

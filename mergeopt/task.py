@@ -94,10 +94,12 @@ class Predictions:
     Args:
         logits: float32 [n, classes], part of the model's graph where gradients are on.
         labels: what is right, int64 [n].
+        rows: which of the items asked for each is of, as its place among them, ascending; int64 [n]. None where there is one of each.
     """
 
     logits: torch.Tensor
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
 
 
 @runtime_checkable

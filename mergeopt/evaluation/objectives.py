@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -16,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mergeopt.batched_task import JudgedTask
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
+from mergeopt.evaluation.compared_task import DIVERGENCE, ComparedTask, ExpertModel
 from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records, Score, Task
 
 __all__ = ["Constraint", "FunctionObjective", "LossFunction", "ObjectiveFunction", "TaskObjective", "load_function"]
@@ -40,7 +43,7 @@ class TaskObjective:
         expert: the expert it belongs to, whose predictions and weights its losses may refer to; None for none.
 
     Raises:
-        ConfigError: direction or constraint is malformed.
+        ConfigError: direction or constraint is malformed, or the metric compares with an expert and there is none, or nothing to compare.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class TaskObjective:
         expert: str | None = None,
     ) -> None:
         way = _direction(name, direction or metric.direction)
+        if DIVERGENCE in metric.requires:
+            _check_comparison(name, metric, task, expert)
         self.task = task
         self.metric = metric
         self._info = ObjectiveInfo(
@@ -90,6 +95,19 @@ class TaskObjective:
     def warnings(self) -> tuple[str, ...]:
         """What the task's data has to say of its own worth, a sentence each."""
         return warnings_of(self.task)
+
+    def compared(self, model_of: ExpertModel) -> TaskObjective:
+        """Return this objective, able to compare with its expert where its metric does.
+
+        Args:
+            model_of: returns a model of its own that holds an expert's weights.
+        """
+        if DIVERGENCE not in self.metric.requires or not isinstance(self.task, JudgedTask):
+            return self
+        made = copy.copy(self)
+        task = self.task.task if isinstance(self.task, ComparedTask) else self.task
+        made.task = ComparedTask(task, str(self._info.expert), model_of)
+        return made
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise `DataError` when the model does not fit the task."""
@@ -311,6 +329,15 @@ def _import(file: Path) -> ModuleType:
     finally:
         sys.path.remove(str(file.parent))
     return module
+
+
+def _check_comparison(name: str, metric: Metric, task: Task, expert: str | None) -> None:
+    if expert is None:
+        raise ConfigError(
+            f"objective {name!r}: the metric {metric.name!r} compares with an expert's predictions; say whose with `expert: NAME`"
+        )
+    if not isinstance(task, JudgedTask):
+        raise ConfigError(f"objective {name!r}: the metric {metric.name!r} compares predictions, and the task {task.name!r} makes none")
 
 
 def _check_call(name: str, function: Any) -> None:

@@ -136,10 +136,13 @@ class TextTask:
             items: indices of windows, one or more, in any order; they run as one batch.
             device: where the model is.
         """
-        batch = self.items(part).batch(items)
-        labels = batch.labels.to(device)
+        return self.predictions(model, part, np.asarray(items, dtype=np.intp), _logits(model, self.items(part).batch(items), device))
+
+    def predictions(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Predictions:
+        """Return the logits of the predicted tokens of some windows, one row each."""
+        labels = self.items(part).batch(items).labels.to(logits.device)
         asked = labels != IGNORED
-        return Predictions(_logits(model, batch, device)[asked].to(torch.float32), labels[asked])
+        return Predictions(logits[asked].to(torch.float32), labels[asked], asked.nonzero()[:, 0])
 
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor, part: Part) -> torch.Tensor:
         """Return the cross-entropy at each position, float32 [n, t], 0 where none is asked for; never all logits in float32 at once."""

@@ -117,10 +117,14 @@ class ImageTask:
             items: indices of images, one or more, in any order; they run as one batch.
             device: where the model is.
         """
-        own = self.items(part)
-        index = torch.as_tensor(items, dtype=torch.int64)
-        logits = forward(model, {"pixel_values": own.pixels[index]}, device)
-        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), own.labels[index].to(device))
+        chosen = np.asarray(items, dtype=np.intp)
+        logits = forward(model, {"pixel_values": self.items(part).pixels[torch.from_numpy(chosen)]}, device)
+        return self.predictions(model, part, chosen, logits)
+
+    def predictions(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Predictions:
+        """Return the task's own logits of some images, one row each."""
+        labels = self.items(part).labels[torch.from_numpy(items)].to(logits.device)
+        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), labels)
 
     def _probe(self, model: torch.nn.Module) -> torch.Tensor:
         image = next(iter(self._items.values())).pixels[:1]

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from mergeopt.task import Direction, Records
 from mergeopt_problems.estimates import mean, standard_error_of_mean
 
-__all__ = ["Accuracy", "CrossEntropy", "Entropy", "MacroF1"]
+__all__ = ["Accuracy", "CrossEntropy", "Entropy", "KlDivergence", "MacroF1"]
 
 RESAMPLES = 200
 SEED = 0
@@ -88,6 +88,29 @@ class Entropy:
     def standard_error(self, records: Records) -> float | None:
         """Return the standard error of the mean entropy, None for fewer than two items."""
         return standard_error_of_mean(records["entropy"])
+
+
+class KlDivergence:
+    """Mean KL divergence of the model's predictions from those of the objective's expert in nats, from 0 upwards; needs no labels."""
+
+    name = "kl"
+    direction: Direction = "minimize"
+    decomposable = True
+    worst: float | None = None
+    requires: Sequence[str] = ("kl",)
+    item_range: tuple[float, float] | None = None
+
+    def values(self, records: Records) -> npt.NDArray[np.float64]:
+        """Return the divergences of the items."""
+        return records["kl"].astype(np.float64)
+
+    def aggregate(self, records: Records) -> float:
+        """Return the mean divergence; NaN over no items."""
+        return mean(records["kl"])
+
+    def standard_error(self, records: Records) -> float | None:
+        """Return the standard error of the mean divergence, None for fewer than two items."""
+        return standard_error_of_mean(records["kl"])
 
 
 class MacroF1:

@@ -154,10 +154,13 @@ class TextClassification:
             items: indices of texts, one or more, in any order; they run as one batch.
             device: where the model is.
         """
-        own = self.items(part)
-        logits = logits_of(model, own.sequences, items, self._padding, device)
-        labels = self._labels(own, model)[np.asarray(items, dtype=np.intp)]
-        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), labels.to(device))
+        logits = logits_of(model, self.items(part).sequences, items, self._padding, device)
+        return self.predictions(model, part, np.asarray(items, dtype=np.intp), logits)
+
+    def predictions(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Predictions:
+        """Return the task's own logits of some texts, one row each."""
+        labels = self._labels(self.items(part), model)[items]
+        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), labels.to(logits.device))
 
     def _labels(self, items: SequenceItems, model: torch.nn.Module) -> torch.Tensor:
         """Return places among the task's own logits, int64 [items]."""

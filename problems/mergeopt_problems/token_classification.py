@@ -175,12 +175,17 @@ class TokenClassification:
             items: indices of sentences, one or more, in any order; they run as one batch.
             device: where the model is.
         """
+        logits = logits_of(model, self.items(part).sequences, items, self._padding, device)
+        return self.predictions(model, part, np.asarray(items, dtype=np.intp), logits)
+
+    def predictions(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Predictions:
+        """Return the task's own logits of the words of some sentences, one row each."""
         own = self.items(part)
         rows, positions, words = own.asked(items)
         places = classes_by_name(self.name, own.names, class_names(self.name, self.classes, model))
-        logits = logits_of(model, own.sequences, items, self._padding, device)[rows, positions]
-        labels = torch.from_numpy(places[own.tags[words]]).to(device)
-        return Predictions(own_logits(class_indices(self.name, self.classes, model), logits), labels)
+        labels = torch.from_numpy(places[own.tags[words]]).to(logits.device)
+        judged = own_logits(class_indices(self.name, self.classes, model), logits[rows, positions])
+        return Predictions(judged, labels, torch.from_numpy(rows))
 
 
 def _items(sentences: Tagged, encoding: TextEncoding, where: str) -> TaggedItems:
