@@ -7,27 +7,22 @@ used is a question of time alone.
 from __future__ import annotations
 
 import itertools
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from functools import partial
 
 import torch
-from torch.utils.dlpack import from_dlpack
 
+from mergeopt.evaluation.compiled import Compiled, How, Write, detached, probe, same_bits
 from mergeopt.evaluation.crossover import BLOCK, keys, threshold
 from mergeopt.evaluation.mutation import Mixture, combine
 from mergeopt.scramble import scramble, signed
 
-__all__ = ["Compiled", "Mask", "compiled", "eager"]
+__all__ = ["Mask", "eager", "fused"]
 
 CHUNK = 1 << 16  # elements; 8 memory copies per offspring at 2^16 and 2^17, 9 at 2^15, 10 at 2^18 (2 MiB of second-level cache)
 PAYS = 2_000_000_000  # elements after which some seconds of compilation are earned back: the eager twin takes 3 to 4 ns more for each
 SIGN = -(2**31)
-log = logging.getLogger(__name__)
-
-Fused = Callable[[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,91 +91,54 @@ def eager(form: Mixture, operands: Sequence[torch.Tensor], scales: Sequence[floa
         parent.bitwise_xor_(bits.bitwise_xor_(parent).bitwise_and_(t.neg_()))
 
 
-class Compiled:
-    """The compiled twin of `eager` for one form of mutant and hashed masks, which proves itself before it is used.
+def fused(form: Mixture, operands: Sequence[torch.Tensor], scales: Sequence[float], mask: Mask, how: How) -> bool:
+    """Overwrite the parent with the offspring as `eager` does, in compiled code; False where it could not, and nothing was changed.
 
     Args:
         form: of the mutant.
-        device: where offspring are made.
+        operands: parent and references, float32 [n], n > 1, contiguous; no reference is the parent itself.
+        scales: one per term.
+        mask: what is taken.
+        how: which twin is asked for.
+
+    Raises:
+        Failure: compiled code is asked for, where there is no compiler or it failed.
     """
-
-    def __init__(self, form: Mixture, device: torch.device) -> None:
-        self._form, self._device = form, device
-        self._seen = 0
-        self._run: Fused | None = None
-        self.refusal: str | None = None
-
-    def ready(self, elements: int, *, force: bool) -> bool:
-        """Return whether to use this for so many more elements; compiles when that is worth its seconds, or when forced.
-
-        Where it cannot be used, `refusal` says why, and one line of the log.
-        """
-        self._seen += elements
-        if self._run is None and self.refusal is None and (force or self._seen >= PAYS):
-            self._compile()
-        return self._run is not None
-
-    def __call__(self, operands: Sequence[torch.Tensor], scales: Sequence[float], mask: Mask) -> bool:
-        """Overwrite the parent with the offspring as `eager` does; False where it could not, and nothing was changed.
-
-        Args:
-            operands: parent and references, float32 [n], n > 1, contiguous; no reference is the parent itself.
-            scales: one per term.
-            mask: what is taken.
-        """
-        return self._run is not None and self._apply(self._run, operands, scales, mask)
-
-    def _compile(self) -> None:
-        log.info("compiling the arithmetic of offspring")
-        run: Fused = torch.compile(_fused(self._form), fullgraph=True, dynamic=True)
-        scales = (0.3, -0.7)[: len(self._form.terms)]
-        for seed, size in enumerate((4099, 37)):
-            operands = _probe(1 + max(self._form.base, *(max(term) for term in self._form.terms)), size, self._device)
-            expected = operands[0].clone()
-            mask = Mask(seed, "probe", 0.5, 1000 * seed)
-            eager(self._form, [expected, *operands[1:]], scales, mask)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the compiler, about itself
-                if not self._apply(run, operands, scales, mask):
-                    return
-            if not torch.equal(operands[0].view(torch.int32), expected.view(torch.int32)):
-                self._refuse("the compiled code gives other bits")
-                return
-        self._run = run
-
-    def _apply(self, run: Fused, operands: Sequence[torch.Tensor], scales: Sequence[float], mask: Mask) -> bool:
-        from torch._dynamo.exc import FailOnRecompileLimitHit  # the compiler takes a second to import
-
-        device = operands[0].device
-        factors = torch.tensor(scales, dtype=torch.float32, device=device)
-        for begin, end in mask.pieces(operands[0].numel(), BLOCK):
-            words = torch.tensor(mask.words(begin), dtype=torch.int32, device=device)
-            # A view drags the shape of what it is a view of into the conditions of compiled code; an exchanged tensor has none.
-            parts = [from_dlpack(operand[begin:end]) for operand in operands]
-            try:
-                run(parts, list(factors.unbind()), list(words.unbind()))
-            except (RuntimeError, OSError, ImportError, FailOnRecompileLimitHit) as error:  # no compiler, or one that failed
-                self._refuse(" ".join(str(error).split())[:300] or type(error).__name__)
-                return False
-        return True
-
-    def _refuse(self, reason: str) -> None:
-        self._run, self.refusal = None, reason
-        log.warning("offspring are made without compiled code, to the same bits: %s", reason)
+    device = operands[0].device
+    key = (form, str(device))
+    if key not in _COMPILED:
+        _COMPILED[key] = Compiled(_fused(form), "offspring", partial(_proves, form, device), pays=PAYS)
+    twin = _COMPILED[key]
+    return twin.ready(operands[0].numel(), how) and _apply(twin, operands, scales, mask)
 
 
 _COMPILED: dict[tuple[Mixture, str], Compiled] = {}
 
 
-def compiled(form: Mixture, device: torch.device) -> Compiled:
-    """Return this process's compiled twin for a form of mutant on a device."""
-    key = (form, str(device))
-    if key not in _COMPILED:
-        _COMPILED[key] = Compiled(form, device)
-    return _COMPILED[key]
+def _apply(run: Callable[..., bool], operands: Sequence[torch.Tensor], scales: Sequence[float], mask: Mask) -> bool:
+    device = operands[0].device
+    factors = torch.tensor(scales, dtype=torch.float32, device=device)
+    for begin, end in mask.pieces(operands[0].numel(), BLOCK):
+        words = torch.tensor(mask.words(begin), dtype=torch.int32, device=device)
+        parts = [detached(operand[begin:end]) for operand in operands]
+        if not run(parts, list(factors.unbind()), list(words.unbind())):
+            return False
+    return True
 
 
-def _fused(form: Mixture) -> Fused:
+def _proves(form: Mixture, device: torch.device, run: Callable[..., bool]) -> bool:
+    scales = (0.3, -0.7)[: len(form.terms)]
+    for seed, size in enumerate((4099, 37)):
+        operands = list(probe(1 + max(form.base, *(max(term) for term in form.terms)), size, device))
+        expected = operands[0].clone()
+        mask = Mask(seed, "probe", 0.5, 1000 * seed)
+        eager(form, [expected, *operands[1:]], scales, mask)
+        if not _apply(run, operands, scales, mask) or not same_bits(operands[0], expected):
+            return False
+    return True
+
+
+def _fused(form: Mixture) -> Write:
     def blend(operands: list[torch.Tensor], scales: list[torch.Tensor], words: list[torch.Tensor]) -> None:
         child, (index, key0, key1, most) = operands[0], words
         x = torch.arange(child.shape[0], dtype=torch.int32, device=child.device)
@@ -190,14 +148,4 @@ def _fused(form: Mixture) -> Fused:
         combine(form, operands, scales, v, torch.empty_like(child))
         child.copy_(torch.where(x.bitwise_xor_(SIGN) <= most, v, child))
 
-    # The compiler keeps a few variants (for settings of threads, say) per code object, and closures share one: give each form its own.
-    return FunctionType(blend.__code__.replace(), blend.__globals__, closure=blend.__closure__)
-
-
-def _probe(operands: int, size: int, device: torch.device) -> list[torch.Tensor]:
-    """Make operands of all magnitudes: ordinary, subnormal, huge, and signed zeros."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn((operands, size), generator=generator)
-    for place, scale in enumerate((1e-39, 1e-20, 1e20, 0.0), start=1):
-        rows[:, place::7] *= scale
-    return list(rows.to(device))
+    return blend

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from mergeopt.differentiable import Coefficients, LossValue, Weights
 from mergeopt.errors import CandidateError, ConfigError, nearest
 from mergeopt.evaluation.coefficients import LearnedCoefficients
+from mergeopt.evaluation.elementwise import chunk
 from mergeopt.evaluation.evaluator import Evaluator
-from mergeopt.evaluation.materialize import ELEMENTS, Materializer
+from mergeopt.evaluation.materialize import Materializer
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.threads import computing_threads
 from mergeopt.learned import LearnedSet
@@ -253,8 +254,8 @@ class ModelGradients:
         sources = self._evaluator.experts()
         base, theirs = sources[0], sources[1 + self.experts.index(str(expert))]
         row, total = self._evaluator.arena.rows[ROW], 0.0
-        for start in range(0, len(row), ELEMENTS):
-            part = slice(start, start + ELEMENTS)
+        for start in range(0, len(row), chunk(row.device)):
+            part = slice(start, start + chunk(row.device))
             difference = row[part].to(torch.float32) - torch.lerp(base[part], theirs[part], target_scale)
             total += float(difference.double().square().sum())
             if weight is not None:
@@ -336,19 +337,21 @@ def _plan_gradients(plan: Plan, rows: torch.Tensor, gradient: torch.Tensor) -> I
     if isinstance(plan, Dense):
         yield plan.apply(rows)[0], gradient
         return
-    for start in range(0, rows.shape[1], ELEMENTS):
-        yield plan.function(0, rows[:, start : start + ELEMENTS]), gradient[start : start + ELEMENTS]
+    own, size = plan.own(0), chunk(rows.device)
+    for start in range(0, rows.shape[1], size):
+        yield plan.kernel(rows[:, start : start + size], start, *own), gradient[start : start + size]
 
 
 def _quotient_gradient(plan: Rational, rows: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """Return sum_s g_s (N_ks - out_s M_ks) / d_s [K], with d the divisor; what the floor holds up does not move with the coefficients."""
     total = rows.new_zeros(len(rows) // 2)
     coefficients = plan.coefficients[0].detach().to(rows.dtype)
-    for start in range(0, rows.shape[1], ELEMENTS):
-        numerators, denominators = rows[:, start : start + ELEMENTS].chunk(2)
+    size = chunk(rows.device)
+    for start in range(0, rows.shape[1], size):
+        numerators, denominators = rows[:, start : start + size].chunk(2)
         below = coefficients @ denominators
         divisor = below.clamp(min=plan.floor)
-        scaled = gradient[start : start + ELEMENTS] / divisor
+        scaled = gradient[start : start + size] / divisor
         out = (coefficients @ numerators) / divisor
         total += numerators @ scaled - denominators @ (scaled * out * (below > plan.floor))
     return total

@@ -7,6 +7,7 @@ tensor. Tests hold this.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,15 +17,26 @@ import torch
 
 from mergeopt.errors import CandidateError
 from mergeopt.evaluation.arena import DeltaArena
+from mergeopt.evaluation.elementwise import chunk, run
 from mergeopt.genomes.coefficients import ParameterValues
 from mergeopt.models.layout import Layout, Segment
-from mergeopt.operators.contract import Arguments, Dense, Linear, MergeOperator, Plan, Rational, Static, Statistics, check_plan
+from mergeopt.operators.contract import (
+    Arguments,
+    Dense,
+    Elementwise,
+    Linear,
+    MergeOperator,
+    Plan,
+    Rational,
+    Static,
+    Statistics,
+    check_plan,
+)
 from mergeopt.recipe import groups_json
 
 __all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Measured", "Run", "Stack", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
-ELEMENTS = 1 << 16  # elements per call of an elementwise rule: its temporaries stay in the caches (1.3 to 1.5 times faster than 2^20)
 WIDE = 4  # rows beyond which a product with one candidate may sum in another order than one with several (seen from 8 on)
 TALL, BROAD = 4, 16  # rows and columns of a product below which MKL may sum in another order, with or without fused additions
 
@@ -49,7 +61,7 @@ Cell = tuple[Hashable, list[Run]]
 
 
 class Contents:
-    """What a row of a candidate arena holds: by which cells it was made, and with which coefficients each of them."""
+    """What a row of a candidate arena holds: by which cells it was made, and with which coefficients or scalars each of them."""
 
     __slots__ = ("_cells", "_coefficients")
 
@@ -59,9 +71,9 @@ class Contents:
     def forget(self) -> None:
         """Take the row for unknown: something else was written into it, or what it was made of has changed."""
         self._cells: list[Cell] | None = None
-        self._coefficients: dict[int, bytes] = {}
+        self._coefficients: dict[int, Hashable] = {}
 
-    def differs(self, cells: list[Cell], cell: int, coefficients: bytes | None) -> bool:
+    def differs(self, cells: list[Cell], cell: int, coefficients: Hashable | None) -> bool:
         """Whether a cell is to be written; taken as written then, None for what cannot be told apart."""
         if self._cells is not cells:
             self.forget()
@@ -129,8 +141,11 @@ class Materializer:
                     check_plan(plan, len(rows), len(self.rows), self.operator.name)
                     _note(plan, rows, errors)
                     for part, where in _unwritten(plan, rows, [known[row] for row in rows], cells, number):
-                        for run in runs:
-                            _execute(part, self.rows[:, run.start : run.end], out, where, run.start, errors)
+                        for span in runs:
+                            _execute(part, self.rows[:, span.start : span.end], out, where, span.start, errors)
+        for content, error in zip(known, errors, strict=True):
+            if error is not None:
+                content.forget()  # so that what is wrong is found again
         return errors
 
     def cells(self, like: Values) -> list[Cell]:
@@ -268,12 +283,11 @@ def _unwritten(
     plan: Plan, rows: Sequence[int], contents: Sequence[Contents], cells: list[Cell], number: int
 ) -> list[tuple[Plan, list[int]]]:
     """Return what of a plan is to be run, and into which rows: neighbours together."""
-    if not isinstance(plan, Linear | Rational):
+    if isinstance(plan, Dense):
         for content in contents:
             content.differs(cells, number, None)
         return [(plan, list(rows))]
-    coefficients = plan.coefficients.detach().to(torch.float32)
-    keys = [row.tobytes() for row in coefficients.cpu().numpy()]
+    keys = _keys(plan)
     todo = [index for index, (content, key) in enumerate(zip(contents, keys, strict=True)) if content.differs(cells, number, key)]
     if len(todo) == len(rows):
         return [(plan, list(rows))]
@@ -283,33 +297,45 @@ def _unwritten(
             groups[-1].append(index)
         else:
             groups.append([index])
-    return [(replace(plan, coefficients=coefficients[group]), [rows[index] for index in group]) for group in groups]
+    return [(_some(plan, group), [rows[index] for index in group]) for group in groups]
+
+
+def _keys(plan: Linear | Rational | Elementwise) -> list[Hashable]:
+    """Return by candidate what tells apart the weights that a plan makes of equal rows."""
+    if not isinstance(plan, Elementwise):
+        return [row.tobytes() for row in plan.coefficients.detach().to(torch.float32).cpu().numpy()]
+    tables = [table.detach().cpu().numpy() for table in plan.scalars]
+    return [(plan.kernel, *(table[candidate].tobytes() for table in tables)) for candidate in range(plan.candidates)]
+
+
+def _some(plan: Linear | Rational | Elementwise, candidates: list[int]) -> Linear | Rational | Elementwise:
+    if isinstance(plan, Elementwise):
+        return replace(plan, scalars=tuple(table[candidates] for table in plan.scalars))
+    return replace(plan, coefficients=plan.coefficients[candidates])
 
 
 def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int, errors: list[str | None]) -> None:
     """Run a plan over rows [R, S] into elements [start, start + S) of some rows of out; note what went wrong, by row of out."""
-    end = start + rows.shape[1]
+    place = slice(start, start + rows.shape[1])
     if isinstance(plan, Linear):
-        _multiply(plan.coefficients.to(torch.float32), rows, out, where, slice(start, end))
+        _multiply(plan.coefficients.to(torch.float32), rows, out, where, place)
         return
     if isinstance(plan, Rational):
         _divide(plan, rows, out, where, start)
         return
-    if isinstance(plan, Dense):
-        rows, chunk = rows.reshape(len(rows), *plan.shape), max(1, end - start)
-    else:
-        chunk = ELEMENTS
-    for at in range(start, end, chunk):
-        part = rows if isinstance(plan, Dense) else rows[:, at - start : at - start + chunk]
-        for candidate, row in enumerate(where):
-            try:
-                made = plan.function(candidate, part).reshape(-1)
-            except CandidateError as error:
-                errors[row] = errors[row] or str(error)
-                continue
-            out[row, at : at + made.numel()] = made
-            if errors[row] is None and not bool(torch.isfinite(made).all()):
-                errors[row] = "the merged weights are not finite"
+    for candidate, row in enumerate(where):
+        part = out[row, place]
+        try:
+            if isinstance(plan, Elementwise):
+                run(plan, candidate, rows, part)
+            else:
+                part.copy_(plan.function(candidate, rows.reshape(len(rows), *plan.shape)).reshape(-1))
+        except CandidateError as error:
+            errors[row] = errors[row] or str(error)
+            continue
+        # A finite sum, one read, says that all is finite; no more is known of another.
+        if errors[row] is None and not (math.isfinite(part.sum(dtype=torch.float32)) or bool(torch.isfinite(part).all())):
+            errors[row] = "the merged weights are not finite"
 
 
 def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], place: slice) -> None:
@@ -326,8 +352,9 @@ def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor,
 
 def _divide(plan: Rational, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
     coefficients, (numerators, denominators) = plan.coefficients.to(torch.float32), rows.chunk(2)
-    for at in range(0, rows.shape[1], ELEMENTS):
-        part = slice(at, min(at + ELEMENTS, rows.shape[1]))
+    size = chunk(rows.device)
+    for at in range(0, rows.shape[1], size):
+        part = slice(at, min(at + size, rows.shape[1]))
         above, below = _product(coefficients, numerators[:, part]), _product(coefficients, denominators[:, part])
         out[list(where), start + at : start + part.stop] = above.div_(below.clamp_(min=plan.floor)).to(out.dtype)
 

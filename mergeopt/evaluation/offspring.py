@@ -8,20 +8,16 @@ nor on whether the arithmetic was compiled.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
-from mergeopt.errors import Failure
-from mergeopt.evaluation.blend import Mask, compiled, eager
+from mergeopt.evaluation.blend import Mask, eager, fused
+from mergeopt.evaluation.compiled import How
 from mergeopt.evaluation.crossover import keys, threshold
 from mergeopt.evaluation.mutation import Mixture, mixture
 from mergeopt.lineage import Lineage, Step, Version
 
-__all__ = ["How", "mutate", "replay"]
-
-How = Literal["auto", "eager", "compiled"]
-"""Which twin of the arithmetic makes offspring: `auto` compiles once so much was made that it pays, and does without where it cannot."""
+__all__ = ["mutate", "replay"]
 
 
 @torch.no_grad()
@@ -101,13 +97,6 @@ def replay(lineage: Lineage, experts: torch.Tensor, *, name: str, layer: str, ho
 def _blend_compiled(form: Mixture, operands: Sequence[torch.Tensor], scales: Sequence[float], mask: Mask, how: How) -> bool:
     """Make the child with compiled code where that is asked for or pays; False when nothing was done."""
     child = operands[0]
-    alone = all(operand.data_ptr() != child.data_ptr() for operand in operands[1:])
     # Compiled code is made for operands in different places, and would be made anew for other forms and for single numbers.
-    if how == "eager" or not form.terms or not alone or child.numel() < 2:
-        return False
-    twin = compiled(form, child.device)
-    if twin.ready(child.numel(), force=how == "compiled") and twin(operands, scales, mask):
-        return True
-    if how == "compiled":
-        raise Failure(f"offspring cannot be made with compiled code here: {twin.refusal}")
-    return False
+    alone = all(operand.data_ptr() != child.data_ptr() for operand in operands[1:])
+    return bool(form.terms) and alone and child.numel() > 1 and fused(form, operands, scales, mask, how)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from mergeopt.errors import RecipeError
-from mergeopt.evaluation.offspring import How, mutate, replay
+from mergeopt.evaluation.compiled import How
+from mergeopt.evaluation.offspring import mutate, replay
 from mergeopt.lineage import Lineage, Step, Version
 from mergeopt.models.layout import Layout
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from mergeopt.operators.combination import MeanOfAgreeing, WeightedSum, WeightedVote
 from mergeopt.operators.contract import Param, Static, declare
 from mergeopt.operators.election import VOTE
-from mergeopt.operators.ranks import descending_ranks
+from mergeopt.operators.ranks import MagnitudeOrder, within
 from mergeopt.operators.sparse import Rule, SparseMerge
 
 __all__ = ["Breadcrumbs", "BreadcrumbsTies"]
@@ -19,7 +19,7 @@ __all__ = ["Breadcrumbs", "BreadcrumbsTies"]
 
 @dataclass(frozen=True, slots=True)
 class _Breadcrumbs:
-    """t_k = tau_k where its magnitude lies between two cuts, else 0; its notes are ranks.
+    """t_k = tau_k where its magnitude lies between two cuts, else 0; its notes are the order of magnitudes.
 
     Args:
         density_first: where density and gamma add up to more than one, drop fewer of the largest; else keep fewer.
@@ -32,18 +32,22 @@ class _Breadcrumbs:
     def notes(self, experts: int) -> int:
         return experts
 
-    def annotate(self, tau: torch.Tensor, static: Static, name: str, out: torch.Tensor) -> int:
-        flat = tau.reshape(len(tau), -1)
-        out.copy_(descending_ranks(flat).view(torch.float32))
-        return flat.shape[1]
+    def annotate(self, tau: torch.Tensor, static: Static, name: str, out: torch.Tensor) -> MagnitudeOrder:
+        return MagnitudeOrder.of(tau.reshape(len(tau), -1), out)
 
-    def apply(self, tau: torch.Tensor, notes: torch.Tensor, values: Mapping[str, torch.Tensor], fact: int) -> torch.Tensor:
-        ranks = notes.view(torch.int32)
-        kept, first = torch.floor(values["density"] * fact), torch.floor(values["gamma"] * fact)
-        if self.density_first:
-            first = torch.minimum(first, fact - kept)
-        last = (first + kept).to(torch.int32)
-        return torch.where((ranks >= first.to(torch.int32)[:, None]) & (ranks < last[:, None]), tau, 0.0)
+    def scalars(self, values: Mapping[str, torch.Tensor], fact: Any) -> tuple[torch.Tensor, ...]:
+        size = fact.tau.shape[1]
+        kept, first = torch.floor(values["density"] * size), torch.floor(values["gamma"] * size)
+        first = torch.minimum(first, size - kept) if self.density_first else first
+        return *fact.cut((first + kept).clamp(max=size)), *fact.cut(first)
+
+    def apply(self, tau: Sequence[torch.Tensor], notes: torch.Tensor, start: int, own: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        index = torch.arange(start, start + len(tau[0]), dtype=torch.int32, device=tau[0].device)
+        return [
+            # What the smaller cut keeps, the larger one keeps, too.
+            value * (within(value, index, [o[k] for o in own[:3]]) ^ within(value, index, [o[k] for o in own[3:]]))
+            for k, value in enumerate(tau)
+        ]
 
 
 _DENSITY = Param.real(
@@ -63,7 +67,8 @@ class Breadcrumbs(SparseMerge):
     - `paper`: where density + gamma > 1 nothing is dropped for being small, and less than the density is kept.
     - `mergekit` (mergekit 0.1.5, `breadcrumbs`): there, fewer of the largest are dropped, and the density is kept.
 
-    Work done once: with fixed density and gamma the sparse task vectors, so that candidates are linear in them; else ranks of magnitudes.
+    Work done once: with fixed density and gamma the sparse task vectors, so that candidates are linear in them; else the order of
+    magnitudes, in which thresholds are looked up.
 
     Args:
         variant: one of the above.
@@ -95,7 +100,7 @@ class BreadcrumbsTies(SparseMerge):
     - `mergekit` (mergekit 0.1.5, `breadcrumbs_ties`): cuts as in its `breadcrumbs`; the vote is over w_k t_k, c = 1.
 
     Work done once: with fixed density, gamma and votes that ignore the weights, the K vectors t_k a_k / c, so that candidates are linear in
-    them; else sparse task vectors, or ranks of magnitudes when density or gamma is searched.
+    them; else sparse task vectors, or the order of magnitudes when density or gamma is searched.
 
     Args:
         variant: one of the above.

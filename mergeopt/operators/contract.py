@@ -22,6 +22,7 @@ __all__ = [
     "Arguments",
     "Dense",
     "Elementwise",
+    "Kernel",
     "Linear",
     "MergeOperator",
     "Param",
@@ -167,6 +168,15 @@ class Linear:
         return self.coefficients.to(rows.dtype) @ rows
 
 
+Kernel = Callable[..., torch.Tensor]
+"""(rows [R, s], start, *one candidate's scalars) -> [s] float32, for the s elements of a tensor from its flat index `start` on.
+
+A pure function of its arguments and of nothing that can change, with torch operations only, so that it can be compiled into one pass over
+memory and differentiated. It is compiled once for all that is equal to it: a function of a module, or an instance of a frozen dataclass
+with `__call__`. Write one row at a time (`rows[1] * weight[0] + ...`): that is what compilers make fast, and sums have one order.
+"""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rational:
     """out = coefficients @ numerators / max(coefficients @ denominators, floor), where rows are K numerators and then K denominators.
@@ -188,19 +198,31 @@ class Rational:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Elementwise:
-    """out_j = function(rows_j): each element depends on the same element of the rows alone, so any chunking gives the same result.
+    """out_j = kernel(rows, start, *scalars_j): each element depends on the same element of the rows, and perhaps on its index, alone.
+
+    So any chunking gives the same result.
 
     Args:
-        function: (candidate index, rows [R, s]) -> [s], for any chunk of s elements.
-        candidates: N.
+        kernel: see `Kernel`.
+        scalars: at least one table of per-candidate scalars, [N] or [N, M] each, float32 or int32; the kernel gets one candidate's: without
+            dimensions, or [M].
     """
 
-    function: Callable[[int, torch.Tensor], torch.Tensor]
-    candidates: int
+    kernel: Kernel
+    scalars: tuple[torch.Tensor, ...]
+
+    @property
+    def candidates(self) -> int:
+        """N."""
+        return len(self.scalars[0])
+
+    def own(self, candidate: int) -> tuple[torch.Tensor, ...]:
+        """Return one candidate's scalars."""
+        return tuple(table[candidate] for table in self.scalars)
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return [N, S] of rows [R, S]."""
-        return torch.stack([self.function(candidate, rows) for candidate in range(self.candidates)])
+        """Return [N, S] of rows [R, S]; differentiable in what the kernel is differentiable in."""
+        return torch.stack([self.kernel(rows, 0, *self.own(candidate)) for candidate in range(self.candidates)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

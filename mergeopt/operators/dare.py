@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,14 +42,17 @@ class _Dare:
             words[place // 2] = words[place // 2] + drawn * DRAWS if place % 2 else drawn
         return 0
 
-    def apply(self, tau: torch.Tensor, notes: torch.Tensor, values: Mapping[str, torch.Tensor], fact: int) -> torch.Tensor:
-        words, density = notes.view(torch.int32), values["density"]
-        pairs = torch.stack([words & (DRAWS - 1), (words >> 16) & (DRAWS - 1)], dim=1)
+    def scalars(self, values: Mapping[str, torch.Tensor], fact: Any) -> tuple[torch.Tensor, ...]:
+        density = values["density"]
         below = torch.ceil(density * DRAWS - 0.5).to(torch.int32)  # draw + 1/2 < density 2^16
-        kept = torch.where(pairs.flatten(0, 1)[: len(tau)] < below[:, None], tau, 0.0)
-        if self.restore:
-            return restore_norm(tau, kept)
-        return kept * torch.where(density > 0, 1 / density, 0.0).to(torch.float32)[:, None]
+        return below, torch.where(density > 0, 1 / density, 0.0).to(torch.float32)
+
+    def apply(self, tau: Sequence[torch.Tensor], notes: torch.Tensor, start: int, own: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        below, inverse = own
+        words = notes.view(torch.int32)
+        drawn = [(words[k // 2] >> 16 if k % 2 else words[k // 2]) & (DRAWS - 1) for k in range(len(tau))]
+        kept = [value * (drawn[k] < below[k]) for k, value in enumerate(tau)]
+        return restore_norm(tau, kept) if self.restore else [value * inverse[k] for k, value in enumerate(kept)]
 
 
 _DENSITY = Param.real(0.5, low=0.0, high=1.0, search=(0.1, 1.0), per_expert=True, doc="1 - p, share of each task vector kept")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -47,17 +47,20 @@ class _Della:
             words[place].copy_(draws(seed, name, place, own.numel(), tau.device) * DRAWS + ranks)
         return steps
 
-    def apply(self, tau: torch.Tensor, notes: torch.Tensor, values: Mapping[str, torch.Tensor], fact: int) -> torch.Tensor:
-        words = notes.view(torch.int32)
-        draw = (((words >> 16) & (DRAWS - 1)).to(torch.float32) + 0.5) / DRAWS
-        density = values["density"][:, None]
+    def scalars(self, values: Mapping[str, torch.Tensor], fact: Any) -> tuple[torch.Tensor, ...]:
+        density = values["density"]
         # A window that would leave [0, 1] is narrowed, so that the mean probability is the density everywhere.
-        window = torch.minimum(values["epsilon"][:, None], torch.minimum(density, 1 - density))
+        window = torch.minimum(values["epsilon"], torch.minimum(density, 1 - density))
         lowest, step = (density - window, 2 * window / fact) if fact else (density, torch.zeros_like(density))
-        probability = lowest.to(torch.float32) + (words & (DRAWS - 1)) * step.to(torch.float32)
+        return lowest.to(torch.float32), step.to(torch.float32)
+
+    def apply(self, tau: Sequence[torch.Tensor], notes: torch.Tensor, start: int, own: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        words = notes.view(torch.int32)
+        probability = [own[0][k] + (words[k] & (DRAWS - 1)).to(torch.float32) * own[1][k] for k in range(len(tau))]
+        drawn = [(((words[k] >> 16) & (DRAWS - 1)).to(torch.float32) + 0.5) / DRAWS for k in range(len(tau))]
         if self.restore:
-            return restore_norm(tau, torch.where(draw < probability, tau, 0.0))
-        return torch.where(draw < probability, tau / probability, 0.0)
+            return restore_norm(tau, [value * (drawn[k] < probability[k]) for k, value in enumerate(tau)])
+        return [torch.where(drawn[k] < probability[k], value / probability[k], 0.0) for k, value in enumerate(tau)]
 
 
 _DENSITY = Param.real(0.5, low=0.0, high=1.0, search=(0.1, 0.9), per_expert=True, doc="rho, mean share of each task vector kept")

@@ -24,6 +24,18 @@ class _State:
     axes: tuple[str, ...]  # that rows of angles stand for, in order
 
 
+@dataclass(frozen=True)
+class _Arc:
+    """The kernel: base, two experts and a row of angles to the merged tensor."""
+
+    place: int  # of the row of angles
+
+    def __call__(self, rows: torch.Tensor, start: int, t: torch.Tensor) -> torch.Tensor:
+        first, second = arc(t, rows[self.place])
+        merged: torch.Tensor = rows[0] + first * (rows[1] - rows[0]) + second * (rows[2] - rows[0])
+        return merged
+
+
 class NuSlerp:
     """out = theta_0 + a(t) tau_1 + b(t) tau_2, with t = w_2 / (w_1 + w_2), a(t) = sin((1 - t) Omega) / sin Omega, b likewise for t.
 
@@ -91,13 +103,7 @@ class NuSlerp:
             first, second = arc(t, torch.full_like(t, state.angle))
             zeros = torch.zeros((len(t), len(state.axes)), dtype=t.dtype, device=t.device)
             return Linear(torch.cat([torch.stack([1 - first - second, first, second], dim=1), zeros], dim=1))
-        place, places = 3 + state.axes.index(axis), t.to(torch.float32)
-
-        def merged(candidate: int, rows: torch.Tensor) -> torch.Tensor:
-            first, second = arc(places[candidate], rows[place])
-            return rows[0] + first * (rows[1] - rows[0]) + second * (rows[2] - rows[0])
-
-        return Elementwise(merged, len(t))
+        return Elementwise(_Arc(3 + state.axes.index(axis)), (t.to(torch.float32),))
 
 
 def _angled(static: Static) -> tuple[str, ...]:

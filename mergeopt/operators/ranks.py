@@ -1,10 +1,24 @@
-"""Ranks of magnitudes, which say at once what any density keeps."""
+"""Magnitudes of task vectors in falling order, which says at once what any density keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
-__all__ = ["descending_ranks"]
+__all__ = ["Cut", "MagnitudeOrder", "descending_ranks", "within"]
+
+Cut = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""The magnitude that the last element kept has, the next larger number, and the index from which on equal magnitudes are dropped.
+
+Float32, float32 and int32; [N, K], or [K] of one candidate.
+"""
+
+
+def descending_order(tau: torch.Tensor) -> torch.Tensor:
+    """Return int64 [R, S]: the places of each row's elements by falling magnitude, the lowest index first among equal ones."""
+    return torch.argsort(tau.abs(), dim=1, descending=True, stable=True)
 
 
 def descending_ranks(tau: torch.Tensor) -> torch.Tensor:
@@ -13,8 +27,59 @@ def descending_ranks(tau: torch.Tensor) -> torch.Tensor:
     Args:
         tau: [R, S].
     """
-    order = torch.argsort(tau.abs(), dim=1, descending=True, stable=True)
+    order = descending_order(tau)
     ranks = torch.empty_like(order, dtype=torch.int32)
     places = torch.arange(tau.shape[1], dtype=torch.int32, device=tau.device).expand_as(order)
     ranks.scatter_(1, order, places)
     return ranks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MagnitudeOrder:
+    """Where the magnitudes of K task vectors of one tensor lie, so that what keeps the r largest is looked up.
+
+    A tensor has fewer than 2^31 elements.
+
+    Args:
+        tau: task vectors [K, S].
+        order: int32 [K, S], the places of their elements by falling magnitude, the lowest index first among equal ones.
+    """
+
+    tau: torch.Tensor
+    order: torch.Tensor
+
+    @classmethod
+    def of(cls, tau: torch.Tensor, out: torch.Tensor) -> MagnitudeOrder:
+        """Sort magnitudes.
+
+        Args:
+            tau: [K, S]; kept, not copied.
+            out: [K, S] of four bytes an element, to be written with the order; kept, not copied.
+        """
+        order = out.view(torch.int32)
+        order.copy_(descending_order(tau))
+        return cls(tau, order)
+
+    def cut(self, ranks: torch.Tensor) -> Cut:
+        """Return what keeps the r largest magnitudes of each task vector, the lowest index first among equal ones.
+
+        Args:
+            ranks: r, whole numbers from 0 to S, [N, K].
+        """
+        count = ranks.to(torch.int64).T
+        last = self.order.gather(1, (count - 1).clamp(min=0)).to(torch.int64)
+        least = torch.where(count > 0, self.tau.gather(1, last).abs(), torch.inf).T.contiguous()
+        before = torch.where(count > 0, last + 1, 0).T.to(torch.int32).contiguous()
+        return least, torch.nextafter(least, torch.full_like(least, torch.inf)), before
+
+
+def within(tau: torch.Tensor, index: torch.Tensor, cut: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return whether elements are kept, bool [s].
+
+    Args:
+        tau: [s] of one task vector.
+        index: flat indices of these elements, int32 [s].
+        cut: its three numbers.
+    """
+    least, above, before = cut
+    return tau.abs() >= torch.where(index < before, least, above)

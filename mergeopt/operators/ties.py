@@ -10,8 +10,8 @@ import torch
 
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.operators.contract import Arguments, Elementwise, Linear, Param, Plan, Requires, Static, Statistics, declare
-from mergeopt.operators.election import VOTE, agreement
-from mergeopt.operators.ranks import descending_ranks
+from mergeopt.operators.election import VOTE, agreement, ordered_sum
+from mergeopt.operators.ranks import MagnitudeOrder, within
 
 __all__ = ["Ties"]
 
@@ -23,12 +23,41 @@ class _State:
     elements: int
     experts: int
     sign_of_zero: float = 1.0
+    order: MagnitudeOrder | None = None  # None where the rows hold trimmed task vectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Overall:
     thresholds: torch.Tensor  # [K]: the d - floor(density d)-th smallest magnitude of each whole task vector of d elements
     sign_of_zero: float  # the sign that most elements of the model elected
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """The kernel: base and task vectors, trimmed or with what trims them, to the merged tensor."""
+
+    experts: int
+    vote: str
+    sign_of_zero: float
+    weighted: bool  # whether votes and counts are over w_k t_k
+
+    def __call__(self, rows: torch.Tensor, start: int, weight: torch.Tensor, scale: torch.Tensor, *cut: torch.Tensor) -> torch.Tensor:
+        trimmed = [rows[1 + k] for k in range(self.experts)]
+        if cut:
+            trimmed = _trim(trimmed, start, cut)
+        merged: torch.Tensor = rows[0] + scale * self._combine(trimmed, weight)
+        return merged
+
+    def _combine(self, trimmed: list[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+        weighted = [value * weight[k] for k, value in enumerate(trimmed)]
+        if not self.weighted:
+            agree = agreement(trimmed, self.vote, self.sign_of_zero)
+            total = ordered_sum(agree).clamp(min=1.0)
+        else:
+            agree = agreement(weighted, self.vote)
+            total = ordered_sum([weight[k] * a for k, a in enumerate(agree)])
+            total = torch.where(total.abs() < SMALLEST_SUM, 1.0, total)
+        return ordered_sum([value * a for value, a in zip(weighted, agree, strict=True)]) / total
 
 
 class Ties:
@@ -46,7 +75,7 @@ class Ties:
       is that of the majority over the model. Needs a fixed density, and memory for K task vectors while it prepares.
 
     Work done once: with a fixed density and votes that ignore the weights, the K vectors t_k a_k / c, so that candidates are linear in
-    them; else trimmed task vectors, or ranks of magnitudes when the density is searched.
+    them; else trimmed task vectors, or the order of magnitudes when the density is searched, in which thresholds are looked up.
 
     Args:
         variant: one of the above.
@@ -99,51 +128,37 @@ class Ties:
         out[0].copy_(base.reshape(-1))
         if "density" not in static:
             out[1 : count + 1].copy_(tau)
-            out[count + 1 :].copy_(descending_ranks(tau).view(torch.float32))
-            return _State(tau.shape[1], count)
+            return _State(tau.shape[1], count, order=MagnitudeOrder.of(out[1 : count + 1], out[count + 1 :]))
         density = torch.as_tensor(static["density"], dtype=torch.float64, device=tau.device)
-        trimmed = self._trim(tau, density) if overall is None else torch.where(tau.abs() >= overall.thresholds[:, None], tau, 0.0)
+        if overall is None:
+            cut = MagnitudeOrder.of(tau, torch.empty_like(tau)).cut(self._kept(density, tau.shape[1])[None])
+            trimmed = torch.stack(_trim(list(tau), 0, [numbers[0] for numbers in cut]))
+        else:
+            trimmed = torch.where(tau.abs() >= overall.thresholds[:, None], tau, 0.0)
         sign_of_zero = 1.0 if overall is None else overall.sign_of_zero
         if self.variant == "mergekit" or "vote" not in static:
             out[1:].copy_(trimmed)
             return _State(tau.shape[1], count, sign_of_zero)
-        agree = agreement(trimmed, static["vote"], sign_of_zero)
-        out[1:].copy_(trimmed * agree / agree.sum(dim=0).clamp(min=1.0))
+        agree = agreement(list(trimmed), static["vote"], sign_of_zero)
+        out[1:].copy_(trimmed * torch.stack(agree) / ordered_sum(agree).clamp(min=1.0))
         return None
 
     def lower(self, state: Any, arguments: Arguments) -> Plan:
         weight, scale = arguments["weight"], arguments["scale"]
         if state is None:
             return Linear(torch.cat([torch.ones_like(scale)[:, None], weight * scale[:, None]], dim=1))
-        kept = self._kept(arguments["density"], state.elements).to(torch.int32)
-        weight, scale = weight.to(torch.float32), scale.to(torch.float32)
-
-        def merged(candidate: int, rows: torch.Tensor) -> torch.Tensor:
-            trimmed = rows[1 : state.experts + 1]
-            if len(rows) > state.experts + 1:
-                ranks = rows[state.experts + 1 :].view(torch.int32)
-                trimmed = torch.where(ranks < kept[candidate][:, None], trimmed, 0.0)
-            combined: torch.Tensor = scale[candidate] * self._combine(state, trimmed, weight[candidate][:, None], arguments["vote"])
-            return rows[0] + combined
-
-        return Elementwise(merged, len(scale))
-
-    def _combine(self, state: _State, trimmed: torch.Tensor, weight: torch.Tensor, vote: str) -> torch.Tensor:
-        weighted = trimmed * weight
-        if self.variant != "mergekit":
-            agree = agreement(trimmed, vote, state.sign_of_zero)
-            return (weighted * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1.0)
-        agree = agreement(weighted, vote, 1.0)
-        total = (weight * agree).sum(dim=0)
-        return (weighted * agree).sum(dim=0) / torch.where(total.abs() < SMALLEST_SUM, 1.0, total)
+        kernel = _Merge(state.experts, arguments["vote"], state.sign_of_zero, self.variant == "mergekit")
+        cut = () if state.order is None else state.order.cut(self._kept(arguments["density"], state.elements))
+        return Elementwise(kernel, (weight.to(torch.float32), scale.to(torch.float32), *cut))
 
     def _kept(self, density: torch.Tensor, elements: int) -> torch.Tensor:
         kept = torch.floor(density * elements)
         return kept.clamp(min=1.0) if self.variant == "mergekit" else kept
 
-    def _trim(self, tau: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
-        kept = self._kept(density, tau.shape[1]).to(torch.int32)
-        return torch.where(descending_ranks(tau) < kept[:, None], tau, 0.0)
+
+def _trim(tau: Sequence[torch.Tensor], start: int, cut: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    index = torch.arange(start, start + len(tau[0]), dtype=torch.int32, device=tau[0].device)
+    return [value * within(value, index, [numbers[k] for numbers in cut]) for k, value in enumerate(tau)]
 
 
 def _overall(tau: torch.Tensor, density: torch.Tensor) -> _Overall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from mergeopt.errors import ConfigError
+from mergeopt.evaluation.compiled import same_bits
+from mergeopt.evaluation.elementwise import run
 from mergeopt.evaluation.materialize import Materializer, Measured, Values, stream
 from mergeopt.genomes.coefficients import parameter_values
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
-from mergeopt.operators.contract import Linear, MergeOperator, Param, Rational, Statistics, check_plan
+from mergeopt.operators.contract import Elementwise, Linear, MergeOperator, Param, Rational, Statistics, check_plan
 from mergeopt.recipe import Argument
 
 __all__ = ["TENSOR", "OperatorContract"]
@@ -55,11 +58,13 @@ class OperatorContract:
         fixed: parameters that the operator needs fixed for a whole search.
         symmetric: whether the order of the experts does not matter, when their values change places with them.
         tolerance: relative to the largest number, of `reference`.
+        compiles: whether to compile the kernel of an elementwise plan, which takes seconds.
     """
 
     fixed: Collection[str] = ()
     symmetric = True
     tolerance = 1e-6
+    compiles = True
 
     def make(self) -> MergeOperator:
         """Return the operator."""
@@ -193,6 +198,36 @@ class OperatorContract:
         assert torch.equal(sources, kept[1])
         assert torch.equal(rows.view(torch.int32), before.view(torch.int32))
         assert torch.equal(first, plan.apply(rows))
+
+    def test_any_chunks_give_the_whole(self) -> None:
+        """An elementwise plan run over pieces of a tensor gives the bits of one run over the whole."""
+        plan, rows = self._elementwise((33, 31))
+        for candidate, whole in enumerate(plan.apply(rows)):
+            for start, end in itertools.pairwise((0, 1, 17, 512, len(whole))):
+                assert same_bits(plan.kernel(rows[:, start:end], start, *plan.own(candidate)), whole[start:end])
+
+    def test_compiled_is_eager(self) -> None:
+        """An elementwise plan compiled into one pass gives the bits of its eager twin, for tensors of any size."""
+        if not self.compiles:
+            pytest.skip("the operator declares that its kernel is compiled elsewhere")
+        if not (shutil.which("g++") or shutil.which("clang++")):
+            pytest.skip("there is no C++ compiler")
+        for shape in ((33, 31), (2,), (70_001,)):
+            plan, rows = self._elementwise(shape)
+            made, expected = torch.empty(2, rows.shape[1])
+            run(plan, 0, rows, expected, how="eager")
+            run(plan, 0, rows, made, how="compiled")
+            assert same_bits(made, expected)
+
+    def _elementwise(self, shape: tuple[int, ...]) -> tuple[Elementwise, torch.Tensor]:
+        """Return the plan with the fewest parameters fixed, and its rows; skips where it is of another kind."""
+        operator, experts = self.make(), self.experts()[-1]
+        arguments = {name: _first(value) if name in self.fixed else value for name, value in self.arguments(2, experts).items()}
+        base, sources = _weights(shape, experts)
+        rows, plan = _lowered(operator, base, sources, arguments, self.fixed, self.statistics(shape, experts))
+        if not isinstance(plan, Elementwise):
+            pytest.skip("the operator's plan is not elementwise")
+        return plan, rows
 
     @pytest.mark.parametrize("groups", ["model", "layer", "tensor", {"even": "w[0246]$", "odd": "."}], ids=str)
     def test_bits_do_not_depend_on_the_batch(self, tmp_path: Path, groups: Any) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from mergeopt.evaluation.offspring import How, mutate
+from mergeopt.evaluation.compiled import How
+from mergeopt.evaluation.offspring import mutate
 from mergeopt.lineage import Step
 
 TENSOR = 2_359_296  # 768 x 3072: the largest matrices of a base-size transformer

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from mergeopt.errors import Failure
 from mergeopt.evaluation import blend
+from mergeopt.evaluation.compiled import How
 from mergeopt.evaluation.crossover import keys, threshold
-from mergeopt.evaluation.offspring import How, mutate, replay
+from mergeopt.evaluation.offspring import mutate, replay
 from mergeopt.lineage import MUTATIONS, Lineage, Mutation, Step, Version
 from mergeopt.scramble import scramble, signed
 from tests.lineages import MEMBERS, lineages

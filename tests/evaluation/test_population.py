@@ -9,7 +9,8 @@ import torch
 
 from mergeopt.errors import RecipeError
 from mergeopt.evaluation import population as module
-from mergeopt.evaluation.offspring import How, replay
+from mergeopt.evaluation.compiled import How
+from mergeopt.evaluation.offspring import replay
 from mergeopt.evaluation.population import Population
 from mergeopt.lineage import Lineage, Step
 from mergeopt.models.layout import Layout
