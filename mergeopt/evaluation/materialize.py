@@ -18,6 +18,7 @@ import torch
 from mergeopt.errors import CandidateError
 from mergeopt.evaluation.arena import DeltaArena
 from mergeopt.evaluation.elementwise import chunk, run
+from mergeopt.evaluation.product import product
 from mergeopt.genomes.coefficients import ParameterValues
 from mergeopt.models.layout import Layout, Segment
 from mergeopt.operators.contract import (
@@ -37,8 +38,6 @@ from mergeopt.recipe import groups_json
 __all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Measured", "Run", "Stack", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
-WIDE = 4  # rows beyond which a product with one candidate may sum in another order than one with several (seen from 8 on)
-TALL, BROAD = 4, 16  # rows and columns of a product below which MKL may sum in another order, with or without fused additions
 
 Values = Mapping[str, ParameterValues]
 """The parameter values of one candidate, by name."""
@@ -339,15 +338,12 @@ def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[
 
 
 def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], place: slice) -> None:
-    alone, narrow = len(coefficients) == 1 and len(rows) > WIDE, rows.shape[1] == 1
-    if alone or narrow:
-        # A product with one row or one column is a matrix-vector product, which sums in another order: an unused twin keeps the bits.
-        twins = torch.mm(coefficients.repeat(2, 1), rows.repeat(1, 2) if narrow else rows)
-        out[list(where), place] = twins[: len(where), : rows.shape[1]].to(out.dtype)
-    elif out.dtype == torch.float32 and list(where) == list(range(where[0], where[0] + len(where))):
-        torch.mm(coefficients, rows, out=out[where[0] : where[0] + len(where), place])
+    if out.dtype == torch.float32 and list(where) == list(range(where[0], where[0] + len(where))):
+        product(coefficients, rows, out[where[0] : where[0] + len(where), place])
     else:
-        out[list(where), place] = torch.mm(coefficients, rows).to(out.dtype)
+        made = torch.empty((len(where), rows.shape[1]), dtype=torch.float32, device=rows.device)
+        product(coefficients, rows, made)
+        out[list(where), place] = made.to(out.dtype)
 
 
 def _divide(plan: Rational, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
@@ -355,15 +351,7 @@ def _divide(plan: Rational, rows: torch.Tensor, out: torch.Tensor, where: Sequen
     size = chunk(rows.device)
     for at in range(0, rows.shape[1], size):
         part = slice(at, min(at + size, rows.shape[1]))
-        above, below = _product(coefficients, numerators[:, part]), _product(coefficients, denominators[:, part])
+        above, below = torch.empty((2, len(where), part.stop - at), dtype=torch.float32, device=rows.device)
+        product(coefficients, numerators[:, part], above)
+        product(coefficients, denominators[:, part], below)
         out[list(where), start + at : start + part.stop] = above.div_(below.clamp_(min=plan.floor)).to(out.dtype)
-
-
-def _product(coefficients: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return coefficients @ rows [n, s], each number summed in the same order whatever n and s: small products get unused twins."""
-    n, s = len(coefficients), rows.shape[1]
-    if n < TALL:
-        coefficients = torch.cat([coefficients, coefficients[-1:].expand(TALL - n, -1)])
-    if s < BROAD:
-        rows = torch.nn.functional.pad(rows, (0, BROAD - s))
-    return torch.mm(coefficients, rows)[:n, :s]
