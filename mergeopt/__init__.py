@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mergeopt.differentiable import DifferentiableProblem, Weights
     from mergeopt.errors import MergeoptError, UserError
+    from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetric
     from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
     from mergeopt.genomes.space import Choice, Float, Int, Simplex, Space
     from mergeopt.learned import LearnedSet
@@ -43,9 +44,11 @@ __all__ = [
     "Float",
     "Front",
     "FrontPoint",
+    "FunctionMetric",
     "FunctionObjective",
     "Int",
     "Interrupted",
+    "ItemFunctionMetric",
     "Items",
     "LearnedFront",
     "LearnedSet",
@@ -88,6 +91,7 @@ __all__ = [
 _HOMES = {
     "differentiable": ("DifferentiableProblem", "Weights"),
     "errors": ("MergeoptError", "UserError"),
+    "evaluation.function_metric": ("FunctionMetric", "ItemFunctionMetric"),
     "evaluation.objectives": ("FunctionObjective", "TaskObjective"),
     "genomes.space": ("Choice", "Float", "Int", "Simplex", "Space"),
     "learned": ("LearnedSet",),

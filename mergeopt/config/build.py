@@ -11,19 +11,20 @@ from typing import Any
 
 from mergeopt.config.run_file import RunFile, call, named, option_names
 from mergeopt.errors import ConfigError, SourceError, UserError, nearest
-from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
+from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetric
+from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
+from mergeopt.evaluation.user_functions import load_function
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
 from mergeopt.models.carry import KINDS
 from mergeopt.models.pool import Pool
 from mergeopt.operators.function import OperatorFactory
 from mergeopt.problem import Problem
 from mergeopt.registry import load
-from mergeopt.task import Objective, Task
+from mergeopt.task import Metric, Objective, Task
 
 __all__ = ["build_operator", "build_pool", "build_problem", "load_operator"]
 
-FUNCTION_KEYS = ("items", "worst", "differentiable")
-OBJECTIVE_KEYS = ("name", "task", "metric", "function", "differentiable", "items", "expert", "direction", "constraint", "worst")
+OBJECTIVE_KEYS = ("name", "task", "metric", "function", "differentiable", "items", "expert", "direction", "constraint", "worst", "per_item")
 DIRECTIONS = ("maximize", "minimize")
 
 
@@ -151,9 +152,9 @@ def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Pat
         unknown = next((key for key in entry if key not in OBJECTIVE_KEYS), None)
         hint = f"unknown key {unknown!r}; {nearest(str(unknown), OBJECTIVE_KEYS)}" if unknown else "expected a task or a function"
         raise ConfigError(f"{where}: {hint}")
-    _refuse(entry, FUNCTION_KEYS, where, "a function, not of a metric on a task")
+    _refuse(entry, ("items", "differentiable"), where, "a function, not of a metric on a task")
     task = _task(entry, root, pool, where)
-    metric = call(load("metrics", str(entry.get("metric", getattr(task, "default_metric", "accuracy")))), {}, f"{where}: metric")
+    metric = _metric(entry, str(entry.get("metric", getattr(task, "default_metric", "accuracy"))), root, where)
     return TaskObjective(name, task, metric, direction=entry.get("direction"), constraint=constraint, expert=entry.get("expert"))
 
 
@@ -162,7 +163,7 @@ def _function(
 ) -> FunctionObjective:
     name = str(entry["name"])
     where = f"objectives: {name}"
-    _refuse(entry, ("metric",), where, "a metric on a task, not of a function")
+    _refuse(entry, ("metric", "per_item"), where, "a metric on a task, not of a function")
     if "direction" not in entry:
         raise ConfigError(f"{where}: a function needs a direction: maximize or minimize")
     task: Task | None = None
@@ -188,6 +189,21 @@ def _function(
         differentiable=loss,
         expert=entry.get("expert"),
     )
+
+
+def _metric(entry: Mapping[str, Any], named: str, root: Path, where: str) -> Metric:
+    if ".py:" not in named:
+        _refuse(entry, ("worst", "per_item"), where, "a function, not of a registered metric")
+        registered: Metric = call(load("metrics", named), {}, f"{where}: metric")
+        return registered
+    if "direction" not in entry:
+        raise ConfigError(f"{where}: a metric that is a function needs a direction: maximize or minimize")
+    if "worst" in entry:
+        _number(entry["worst"], f"{where}: worst")
+    if not isinstance(entry.get("per_item", False), bool):
+        raise ConfigError(f"{where}: per_item: expected true or false, got {entry['per_item']!r}")
+    kind = ItemFunctionMetric if entry.get("per_item") else FunctionMetric
+    return kind(load_function(named, root), direction=entry["direction"], worst=entry.get("worst"))
 
 
 def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from mergeopt.batched_task import JudgedTask
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
 from mergeopt.evaluation.compared_task import DIVERGENCE, ComparedTask, ExpertModel
+from mergeopt.evaluation.user_functions import name_of, numbers, source_hash
 from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records, Score, Task
 
-__all__ = ["Constraint", "FunctionObjective", "LossFunction", "ObjectiveFunction", "TaskObjective", "load_function"]
+__all__ = ["Constraint", "FunctionObjective", "LossFunction", "ObjectiveFunction", "TaskObjective"]
 
 Constraint = tuple[float | None, float | None]
 LossFunction = Callable[[torch.nn.Module, Sequence[Mapping[str, Any]] | None, torch.device], torch.Tensor]
@@ -83,12 +77,13 @@ class TaskObjective:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """Content hashes of the data, the metric, and the task's `settings` where it has any; JSON-able."""
+        """Content hashes of the data, the metric (and its source where users wrote it), and the task's `settings`; JSON-able."""
         return {
             "task": self.task.name,
             "settings": dict(getattr(self.task, "settings", {})),
             "items": {part: self.task.items(part).hash for part in self.task.parts},
             "metric": self.metric.name,
+            **({"source": source} if (source := getattr(self.metric, "source", None)) is not None else {}),
         }
 
     @property
@@ -190,7 +185,7 @@ class FunctionObjective:
         self.differentiable = differentiable
         self.task = items
         self._trusted = False  # until it was seen to leave a model alone
-        self.source = source if source is not None else _source_hash(function)
+        self.source = source if source is not None else source_hash(function)
         # a function sees a whole part at once, so it cannot be measured on a few items first
         self._info = ObjectiveInfo(
             name,
@@ -216,7 +211,7 @@ class FunctionObjective:
     def fingerprint(self) -> Mapping[str, Any]:
         """The function's name, its source and the content hashes of its items; JSON-able."""
         items = {part: self.task.items(part).hash for part in self.task.parts} if self.task is not None else {}
-        return {"function": _name_of(self.function), "source": self.source, "items": items}
+        return {"function": name_of(self.function), "source": self.source, "items": items}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -240,7 +235,8 @@ class FunctionObjective:
             returned = self.function(model, items, device)
         if before is not None:
             self._trust(before, model)
-        values = self._values(returned, None if items is None else len(items))
+        where = f"objective {self._info.name!r}: expected from {name_of(self.function)}"
+        values = numbers(returned, None if items is None else len(items), where)
         if values.ndim == 0:
             return Score(float(values), None, len(items) if items is not None else 0)
         error = float(values.std(ddof=1) / math.sqrt(values.size)) if values.size >= 2 else None
@@ -251,84 +247,15 @@ class FunctionObjective:
         for name, tensor in model.state_dict().items():
             if not torch.equal(tensor, before[name]):
                 raise CandidateError(
-                    f"objective {self._info.name!r}: {_name_of(self.function)} changed the model ({name}); it must only look at it, or "
+                    f"objective {self._info.name!r}: {name_of(self.function)} changed the model ({name}); it must only look at it, or "
                     "work on a copy (copy.deepcopy)"
                 )
         self._trusted = True
-
-    def _values(self, returned: Any, count: int | None) -> npt.NDArray[np.float64]:
-        wanted = "one number, or a 1-D array of numbers" if count is None else f"one number, or {count} numbers (one per item)"
-        prefix = f"objective {self._info.name!r}: expected from {_name_of(self.function)} {wanted}, got"
-        try:
-            array = np.asarray(returned.detach().cpu().double() if isinstance(returned, torch.Tensor) else returned)
-        except (TypeError, ValueError) as error:
-            raise CandidateError(f"{prefix} a {type(returned).__name__}: {error}") from error
-        if array.dtype.kind not in "biuf":
-            raise CandidateError(
-                f"{prefix} {returned!r:.80}" if returned is None else f"{prefix} a {type(returned).__name__}: {returned!r:.80}"
-            )
-        if array.ndim > 1 or (array.ndim == 1 and array.size != (count or array.size)) or not array.size:
-            raise CandidateError(f"{prefix} shape {list(array.shape)}")
-        values = array.astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(values.reshape(-1)))
-        if bad.size:
-            where = f" at item {bad[0]} ({bad.size} of {values.size} are not finite)" if values.ndim else ""
-            raise CandidateError(f"{prefix} {values.reshape(-1)[bad[0]]}{where}")
-        return values
 
 
 def warnings_of(task: Task) -> tuple[str, ...]:
     """Return what a task's data has to say of its own worth, a sentence each; few tasks have anything to say."""
     return tuple(getattr(task, "warnings", ()))
-
-
-def load_function(spec: str, root: Path) -> ObjectiveFunction:
-    """Import a function from a user's file.
-
-    Args:
-        spec: `path/to/file.py:name`.
-        root: folder that a relative path starts from.
-
-    Raises:
-        ConfigError: the file or the name is missing, the name is no function, or the file raises when imported.
-    """
-    path, _, name = spec.rpartition(":")
-    if not path or not name:
-        raise ConfigError(f"function: expected 'path/to/file.py:name', got {spec!r}")
-    file = (root / path).resolve()
-    if not file.is_file():
-        raise ConfigError(f"function: no such file: {file} (from {spec!r})")
-    module = _import(file)
-    if not hasattr(module, name):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("__")]
-        raise ConfigError(f"function: {file} defines no {name!r}; {nearest(name, functions)}")
-    found = getattr(module, name)
-    if not callable(found):
-        raise ConfigError(f"function: {name!r} of {file} is a {type(found).__name__}, not a function")
-    function: ObjectiveFunction = found
-    return function
-
-
-def _import(file: Path) -> ModuleType:
-    # named by path and content: two files of one name, or an edited file, are different modules
-    identity = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:16]
-    name = f"mergeopt_user_{identity}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"function: {file} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their own module up there
-    sys.path.insert(0, str(file.parent))  # so that the file can import its neighbours, as a script can
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the guard around the user's file
-        del sys.modules[name]
-        raise ConfigError(f"function: importing {file} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(file.parent))
-    return module
 
 
 def _check_comparison(name: str, metric: Metric, task: Task, expert: str | None) -> None:
@@ -351,22 +278,8 @@ def _check_call(name: str, function: Any) -> None:
         signature.bind(None, None, None)
     except TypeError as error:
         raise ConfigError(
-            f"objective {name!r}: {_name_of(function)}{signature} cannot be called with (model, items, device): {error}"
+            f"objective {name!r}: {name_of(function)}{signature} cannot be called with (model, items, device): {error}"
         ) from error
-
-
-def _source_hash(function: Any) -> str | None:
-    inner = getattr(function, "func", function)  # functools.partial
-    try:
-        file = inspect.getsourcefile(inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner))
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file is not None else None
-    except (OSError, TypeError):  # typed at a prompt, or built in
-        return None
-
-
-def _name_of(function: Any) -> str:
-    inner = getattr(function, "func", function)
-    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
 def _direction(name: str, direction: str) -> Direction:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mergeopt.errors import CandidateError, ConfigError, DataError
-from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective, load_function
+from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
+from mergeopt.evaluation.user_functions import load_function
 from mergeopt.task import Items, Objective, Records
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
