@@ -33,7 +33,7 @@ from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.operators.function import FunctionOperator, OperatorFactory
 from mergeopt.problem import Evaluation, Members, ProblemInfo, Proposal
-from mergeopt.recipe import Argument, Recipe, Source, content_hash, groups_json
+from mergeopt.recipe import Argument, Heads, Recipe, Source, content_hash, groups_json
 from mergeopt.registry import load
 from mergeopt.task import Objective, Part
 
@@ -105,7 +105,7 @@ class MergeProblem:
         self.coefficients = CoefficientSpace(self.operator, parameters, pool.names, pool.expert_names, groups=groups)
         self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
         self.layout = Layout(pool)
-        self.objectives = self._compared(_checked(objectives))
+        self.objectives = self._compared(_checked(objectives, pool))
         self.threads, self.prefixes = pick_threads(threads, self.layout.elements), prefixes
 
     @cached_property
@@ -156,7 +156,9 @@ class MergeProblem:
             ConfigError: the recipe is of another operator, other models, or lies outside the space.
         """
         ours = self.decode(np.full(self.coefficients.space.dim, 0.5))
-        for what in ("operator", "variant", "exclude", "dtype"):
+        if recipe.heads is not None:
+            recipe = replace(recipe, heads=replace(recipe.heads, written=None))  # a candidate has them all
+        for what in ("operator", "variant", "exclude", "dtype", "heads"):
             if getattr(recipe, what) != getattr(ours, what):
                 raise ConfigError(
                     f"a starting point must be a recipe of this search: {what} is {getattr(recipe, what)!r}, here {getattr(ours, what)!r}"
@@ -285,6 +287,7 @@ class MergeProblem:
             "exclude": list(self.pool.exclude),
             "generation": self.pool.carry.digests("generation"),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"heads": self.pool.heads_described()} if self.pool.heads else {}),
             "objectives": [{"name": o.info.name, "direction": o.info.direction, **o.fingerprint} for o in self.objectives],
         }
 
@@ -403,6 +406,7 @@ def make_recipe(pool: Pool, sources: Sources, operator: MergeOperator, arguments
         exclude=pool.exclude,
         dtype=str(dtype).removeprefix("torch."),
         carry=pool.carry.owners,
+        heads=Heads(pool.head_mode, pool.head_tensors) if pool.heads else None,
     )
 
 
@@ -444,13 +448,22 @@ def _known_baselines(kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _checked(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
+def _checked(objectives: Sequence[Objective], pool: Pool) -> tuple[Objective, ...]:
     names = [objective.info.name for objective in objectives]
     if not names:
         raise ConfigError("objectives: expected one or more, got none")
     repeated = [name for index, name in enumerate(names) if name in names[:index]]
     if repeated:
         raise ConfigError(f"objectives: the name {repeated[0]!r} stands twice; names must be unique")
+    for info in (objective.info for objective in objectives):
+        if pool.heads and info.expert is None:
+            raise ConfigError(
+                f"objectives: {info.name}: heads are separate, so it needs `expert:`, the one whose head it is measured with: "
+                f"{', '.join(pool.heads)}"
+            )
+        if info.expert is not None and info.expert not in pool.expert_names:
+            known = nearest(info.expert, pool.expert_names)
+            raise ConfigError(f"objectives: {info.name}: expert: no expert is called {info.expert!r}; {known}")
     return tuple(objectives)
 
 

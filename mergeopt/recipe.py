@@ -12,7 +12,7 @@ from typing import Any
 from mergeopt.errors import RecipeError
 from mergeopt.lineage import Lineage
 
-__all__ = ["LEARNED", "Argument", "Learned", "Recipe", "Source", "canonical_json", "content_hash", "groups_json", "ordered_json"]
+__all__ = ["LEARNED", "Argument", "Heads", "Learned", "Recipe", "Source", "canonical_json", "content_hash", "groups_json", "ordered_json"]
 
 FORMAT = 1
 LEARNED = "learned"
@@ -82,6 +82,21 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """What becomes of heads that are not merged like any tensor.
+
+    Args:
+        mode: `separate`: every expert keeps its own.
+        tensors: regexes of the names of their tensors; none for the tensors outside the base model.
+        written: the expert whose head the model has that this recipe makes; None where that is said later, as of a search's candidates.
+    """
+
+    mode: str
+    tensors: tuple[str, ...] = ()
+    written: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A merge, as data.
 
@@ -97,6 +112,7 @@ class Recipe:
         carry: which source hands on tokenizer, processor, chat template and generation settings, by kind.
         lineage: how the merged models came to be of the experts, None where they are the experts themselves.
         learned: what is added to the merge, None for nothing.
+        heads: what becomes of heads, None where they are merged like any tensor.
     """
 
     base: Source
@@ -110,6 +126,7 @@ class Recipe:
     carry: Mapping[str, str] = field(default_factory=dict)
     lineage: Lineage | None = None
     learned: Learned | None = None
+    heads: Heads | None = None
 
     @property
     def key(self) -> str:
@@ -129,6 +146,8 @@ class Recipe:
             more["lineage"] = self.lineage.to_json()
         if self.learned is not None:
             more["learned"] = {"path": self.learned.path, "hash": self.learned.hash, "preference": dict(self.learned.preference)}
+        if self.heads is not None:
+            more["heads"] = {"mode": self.heads.mode, "tensors": list(self.heads.tensors), "written": self.heads.written}
         return {
             "format": FORMAT,
             "base": _source_json(self.base),
@@ -176,6 +195,7 @@ class Recipe:
                 carry={_text(kind): _text(name) for kind, name in data["carry"].items()},
                 lineage=_lineage(data),
                 learned=_learned(data["learned"]) if "learned" in data else None,
+                heads=_heads(data) if "heads" in data else None,
             )
         except RecipeError:
             raise
@@ -244,6 +264,15 @@ def _learned(data: Any) -> Learned:
     if not all(0.0 <= share <= 1.0 for share in preference.values()) or abs(sum(preference.values()) - 1.0) > 1e-6:
         raise RecipeError(f"damaged recipe: expected a preference of non-negative shares with sum one, got {preference}")
     return Learned(_text(data["path"]), _text(data["hash"]), preference)
+
+
+def _heads(data: Mapping[str, Any]) -> Heads:
+    given = data["heads"]
+    written = None if given["written"] is None else _text(given["written"])
+    experts = [_text(source["name"]) for source in data["experts"]]
+    if written is not None and written not in experts:
+        raise RecipeError(f"damaged recipe: it writes the head of {written!r}, its experts are {', '.join(experts)}")
+    return Heads(_text(given["mode"]), tuple(_text(pattern) for pattern in given["tensors"]), written)
 
 
 def _source_json(source: Source) -> dict[str, Any]:

@@ -20,6 +20,9 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, as `mergeopt run` printed it.", show_default=False)]
+Head = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Where heads are separate: the expert whose head to write, or `all` for a folder each.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON of a stable shape instead.")]
 
 
@@ -73,11 +76,12 @@ def merge(
     operator: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="The operator of a recipe, where no installed package registers it.")
     ] = None,
+    head: Head = None,
 ) -> None:
     """Make one merge, without a search."""
     from mergeopt.cli.models import merge_one
 
-    merge_one(file, out, places or [], operator)
+    merge_one(file, out, places or [], operator, head)
 
 
 @app.command()
@@ -105,11 +109,12 @@ def export(
     ] = None,
     best: Annotated[str | None, typer.Option(metavar="B", help="With --where: the objective that decides among those.")] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Export the knee of the front.")] = False,
+    head: Head = None,
 ) -> None:
     """Write one candidate of a run, or the model of a learned set for a preference, as a model folder."""
     from mergeopt.cli.models import Choice, export_one
 
-    export_one(folder, to, Choice(trial=trial, prefer=prefer, where=tuple(where or ()), best=best, knee=knee))
+    export_one(folder, to, Choice(trial=trial, prefer=prefer, where=tuple(where or ()), best=best, knee=knee), head)
 
 
 @app.command(name="list")

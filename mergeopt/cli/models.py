@@ -71,13 +71,14 @@ class Choice:
         return run.front.knee()
 
 
-def export_one(folder: Path, to: Path, choice: Choice) -> None:
+def export_one(folder: Path, to: Path, choice: Choice, head: str | None = None) -> None:
     """Write a candidate of a run, or a preference's model of a learned set, as a model folder; say what it scores after reloading.
 
     Args:
         folder: of the run, or of the learned set.
         to: folder to write.
         choice: which candidate; a learned set knows preferences only.
+        head: where heads are separate, the expert whose head to write, `all` for a folder each; None where there is but one.
 
     Raises:
         UserError: there is no such run or candidate, or the folder is taken.
@@ -85,12 +86,12 @@ def export_one(folder: Path, to: Path, choice: Choice) -> None:
     """
     choice.check()
     if (folder / DESCRIPTION).is_file():
-        typer.echo(_told(_export_learned(folder, to, choice)))
+        typer.echo(_told(_export_learned(folder, to, choice, head)))
         return
     run = Run.open(folder)
     point = choice.of(run)
     with Follow(errors()):
-        report = point.export(to)
+        report = point.export(to, head)
     typer.echo(f"trial {point.trial}: {_told(report)}")
     if not point.feasible:
         typer.echo("  it breaks a constraint of the search")
@@ -102,19 +103,19 @@ def export_one(folder: Path, to: Path, choice: Choice) -> None:
         typer.echo("  equal bit for bit" if report.exact else "  equal up to rounding")
 
 
-def _export_learned(folder: Path, to: Path, choice: Choice) -> ExportReport:
+def _export_learned(folder: Path, to: Path, choice: Choice, head: str | None) -> ExportReport:
     from mergeopt.study.learned_front import LearnedFront
 
     if choice.prefer is None:
         raise ConfigError(f"{folder} is a learned set, which has a model for every preference; say which with --prefer A=.7,B=.3")
-    return LearnedFront(folder).export(_preferences(choice.prefer), to)
+    return LearnedFront(folder).export(_preferences(choice.prefer), to, head)
 
 
 def _preferences(text: str) -> dict[str, float]:
     return {name: _number("--prefer", name, value) for name, value in pairs([text], "--prefer").items()}
 
 
-def merge_one(file: Path, out: Path, places: Sequence[str], operator: str | None = None) -> None:
+def merge_one(file: Path, out: Path, places: Sequence[str], operator: str | None = None, head: str | None = None) -> None:
     """Make the model of a merge file or of a recipe and write it as a folder.
 
     Args:
@@ -122,17 +123,18 @@ def merge_one(file: Path, out: Path, places: Sequence[str], operator: str | None
         out: folder to write; it must not exist, or be empty.
         places: `NAME=PATH`, where sources of a recipe lie now.
         operator: `FILE.py:NAME`, the operator of a recipe that no installed package registers.
+        head: where heads are separate, whose to write, `all` for a folder each; None for the one that a recipe names, or the only one.
 
     Raises:
         UserError: the file, its sources or the folder cannot be used.
     """
     moved = pairs(places, "--map")
     if file.suffix.lower() == ".json":
-        report = merge_recipe(file, out, moved, None if operator is None else load_operator(operator, Path()))
+        report = merge_recipe(file, out, moved, None if operator is None else load_operator(operator, Path()), head)
     elif moved or operator is not None:
         raise ConfigError("--map and --operator are for recipes; edit the merge file instead")
     else:
-        report = merge_file(RunFile.load(file), file.parent, out)
+        report = merge_file(RunFile.load(file), file.parent, out, head)
     typer.echo(_told(report))
 
 

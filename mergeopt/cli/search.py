@@ -23,6 +23,7 @@ from mergeopt.study.run import LEARNED_SETS, Run, opened
 __all__ = ["check_run_file", "run_search", "show_front"]
 
 PICTURE = "front.png"
+MOST_LABELS = 8  # of a head that `check` names
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -147,9 +148,10 @@ def _show(summary: Summary, *, whole: bool) -> None:
 def _show_ways_on(run: Run, file: Path, picture: Path | None) -> None:
     written = [str(run.folder / "run.db"), *([] if picture is None else [str(picture)])]
     typer.echo(f"\nwritten     {', '.join(written)}")
-    typer.echo(f"export      mergeopt export {run.folder} --knee --to merged/")
+    every = " --head all" if "heads" in run.header.get("provenance", {}) else ""
+    typer.echo(f"export      mergeopt export {run.folder} --knee{every} --to merged/")
     for learned in sorted((run.folder / LEARNED_SETS).glob("*")):
-        typer.echo(f"            mergeopt export {learned} --prefer {run.objectives[0].name}=1 --to merged/   (any preference)")
+        typer.echo(f"            mergeopt export {learned} --prefer {run.objectives[0].name}=1{every} --to merged/   (any preference)")
     if run.status == "finished" and not run.header["strategy"].get("needs_budget"):
         typer.echo(f"extend      mergeopt run {file} --out {run.folder} --budget {2 * int(run.header['budget'])} --resume")
 
@@ -161,15 +163,29 @@ def _description(problem: Problem) -> list[str]:
     lines.append(f"parts       {', '.join(problem.parts)}")
     if isinstance(problem, MergeProblem):
         coverage = problem.pool.coverage
-        kinds = {"merged": coverage.merged, "copied": coverage.copied, "excluded": coverage.excluded, "tied": coverage.tied}
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+        counts = ", ".join(f"{count} {kind}" for kind, count in coverage.counts.items() if count)
         lines.append(f"tensors     {coverage.total}: {counts}; {problem.layout.elements:,} parameters are merged")
+        lines += _heads(problem)
         lines.append(f"operator    {problem.operator.name} ({problem.operator.variant})")
         lines += [f"            {line}" for line in problem.coefficients.describe()]
         memory = problem.memory()
         details = ", ".join(f"{what} {_size(count)}" for what, count in memory.items())
         lines.append(f"memory      {_size(sum(memory.values()))}: {details}")
     lines.append(f"dimensions  {info.space.dim}")
+    return lines
+
+
+def _heads(problem: MergeProblem) -> list[str]:
+    """Describe heads that stay apart: whose each is, what of, and which objectives are measured with it."""
+    lines = []
+    for expert, head in problem.pool.heads.items():
+        labels = ", ".join(head.labels[:MOST_LABELS]) + (", ..." if len(head.labels) > MOST_LABELS else "")
+        measured = ", ".join(o.name for o in problem.info.objectives if o.expert == expert) or "no objective"
+        lines.append(
+            f"head        {expert}: {', '.join(head.own) or 'no tensors'}; {len(head.labels)} labels ({labels}); measures {measured}"
+        )
+    if unused := problem.pool.coverage.heads.get("base"):
+        lines.append(f"            {len(unused)} tensors of the base's own head are not used: {', '.join(unused[:MOST_LABELS])}")
     return lines
 
 

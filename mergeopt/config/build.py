@@ -108,7 +108,8 @@ def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective
 
 
 def _pool(run_file: RunFile, base: str, experts: Mapping[str, str] | list[str]) -> Pool:
-    return Pool(base, experts, exclude=run_file.merge.exclude, carry=run_file.model.carry)
+    merge = run_file.merge
+    return Pool(base, experts, exclude=merge.exclude, carry=run_file.model.carry, heads=merge.heads, head_tensors=merge.head_tensors)
 
 
 def _objectives(given: list[str | dict[str, Any]] | None, own: Mapping[str, Objective], root: Path, pool: Pool) -> list[Objective]:

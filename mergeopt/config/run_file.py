@@ -66,6 +66,8 @@ class Merge(_Section):
     variant: str = "paper"
     groups: Any = "model"
     exclude: tuple[str, ...] = ()
+    heads: str = "shared"
+    head_tensors: tuple[str, ...] = ()
     parameters: dict[str, Any] | None = None
 
 

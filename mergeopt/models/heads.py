@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 
 from mergeopt.errors import ConfigError, MismatchError
-from mergeopt.models.architecture import IGNORED, Architecture, TensorMap, tensor_map
+from mergeopt.models.architecture import IGNORED, Architecture, HubArchitecture, TensorMap, tensor_map
 from mergeopt.models.checkpoint import Checkpoint
 from mergeopt.models.differences import tensor_differences
 
@@ -39,6 +40,17 @@ class Head:
     architecture: Architecture
     live: Mapping[str, str]
     own: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its classes, in order; none where its configuration names none."""
+        settings = self.architecture.settings if isinstance(self.architecture, HubArchitecture) else {}
+        names: Mapping[int, str] = settings.get("id2label") or {}
+        return tuple(str(names[index]) for index in sorted(names))
+
+    def described(self) -> dict[str, Any]:
+        """Return what tells it apart besides its tensors, JSON-able."""
+        return {**self.architecture.description, "labels": list(self.labels), "tensors": list(self.own)}
 
 
 @dataclass(frozen=True, slots=True)

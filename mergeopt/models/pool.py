@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,12 +17,14 @@ from mergeopt.models.checkpoint import Checkpoint, TensorSpec
 from mergeopt.models.differences import configuration_differences, tensor_differences
 from mergeopt.models.heads import Head, SeparateHeads, separate_heads
 
-__all__ = ["ALL_HEADS", "HEADS", "Coverage", "Pool"]
+__all__ = ["ALL_HEADS", "HEADS", "IN_HEADS", "Coverage", "Pool"]
 
 HEADS = ("shared", "separate")
 """What may become of heads: merged like any tensor, or kept apart, one per expert."""
 ALL_HEADS = "all"
 """What is asked for to have every head."""
+IN_HEADS = "in heads"
+"""What coverage calls the tensors of heads that stay apart."""
 
 COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 RESERVED = ("base", "learned")
@@ -58,7 +61,7 @@ class Coverage:
     def counts(self) -> dict[str, int]:
         """Number of stored tensors by what becomes of them."""
         plain = {"merged": len(self.merged), "copied": len(self.copied), "excluded": len(self.excluded), "tied": len(self.tied)}
-        return plain | ({"in heads": sum(map(len, self.heads.values()))} if self.heads else {})
+        return plain | ({IN_HEADS: sum(map(len, self.heads.values()))} if self.heads else {})
 
 
 class Pool:
@@ -122,6 +125,11 @@ class Pool:
         """Heads that stay apart, by expert; none where they are shared."""
         return {} if self._separate is None else self._separate.heads
 
+    def heads_described(self) -> dict[str, Any]:
+        """Return how separate heads were found, and of which class and labels each is; JSON-able."""
+        described = {key: head.described() for key, head in self.heads.items()}
+        return {"mode": self.head_mode, "tensors": list(self.head_tensors), "of": described}
+
     def head_of(self, expert: str | None) -> str | None:
         """Return whose head a model that an expert is the measure of has; None where all have the same."""
         return expert if self.heads else None
@@ -141,6 +149,11 @@ class Pool:
                 raise ConfigError(f"the head {head!r} was asked for, but these models share one head, which is merged; leave the head out")
             return (None,)
         if head == ALL_HEADS:
+            for name in known:
+                if Path(name).name != name:
+                    raise ConfigError(
+                        f"no folder can be called {name!r}, after the expert whose head it would have; write one head at a time"
+                    )
             return tuple(known)
         if head is None and len(known) > 1:
             raise ConfigError(f"this merge has a head per expert; say whose to write: {', '.join(known)}, or {ALL_HEADS} (a folder each)")

@@ -17,9 +17,9 @@ from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.memory import room, size_text
-from mergeopt.models.architecture import HubArchitecture
+from mergeopt.models.architecture import Architecture, HubArchitecture
 from mergeopt.models.checkpoint import Checkpoint
-from mergeopt.models.pool import Pool
+from mergeopt.models.pool import ALL_HEADS, IN_HEADS, Pool
 from mergeopt.models.writer import TensorWriter
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.recipe import Recipe
@@ -38,9 +38,10 @@ class ExportReport:
     """What was written, and how its scores compare with the stored ones.
 
     Args:
-        folder: of the model.
-        coverage: how many stored tensors were merged, copied, excluded and tied.
-        scores: objective -> score of the reloaded folder; empty when nothing was scored.
+        folder: of the model, or of one model for each head.
+        coverage: how many stored tensors were merged, copied, excluded and tied, and how many the heads hold that were written.
+        scores: objective -> score of the reloaded folder; empty when nothing was scored. Where heads are separate, of the objectives that
+            are measured with one that was written.
         promised: objective -> score that the store holds.
         exact: whether all scores are equal bit for bit.
         unscored: why the folder was not scored though there are objectives; None when it was.
@@ -54,6 +55,26 @@ class ExportReport:
     unscored: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a written model is held against: objectives, what the store says of them, and how they are measured."""
+
+    objectives: Sequence[Objective]
+    promised: Mapping[str, float]
+    reported: Mapping[str, float]
+    device: str
+    threads: int | None
+
+    def of(self, pool: Pool, head: str | None) -> _Held:
+        """Return what concerns one head: all of it where heads are shared."""
+        if head is None:
+            return self
+        own = [objective for objective in self.objectives if pool.head_of(objective.info.expert) == head]
+        names = [objective.info.name for objective in own]
+        promised, reported = ({n: v for n, v in values.items() if n in names} for values in (self.promised, self.reported))
+        return replace(self, objectives=own, promised=promised, reported=reported)
+
+
 def export_model(
     pool: Pool,
     recipe: Recipe,
@@ -65,6 +86,7 @@ def export_model(
     reported: Mapping[str, float] | None = None,
     device: str = "auto",
     threads: int | None = None,
+    head: str | None = None,
 ) -> ExportReport:
     """Make a recipe's model, write it as a folder, load the folder back and score it.
 
@@ -81,8 +103,11 @@ def export_model(
         reported: objective -> value on the report part, for the model card.
         device: where to score.
         threads: that torch computes with, None to choose by the model's size; other threads than the search's may give other last bits.
+        head: where heads are separate, the expert whose head to write, `all` for a folder each, named after the experts; None for the one
+            that the recipe names, or the only one.
 
     Raises:
+        ConfigError: there is no such head, or several and none was named.
         StoreError: the folder is taken or cannot be written.
         RecipeError: the models are not the recipe's.
         ExportError: the reloaded model scores something else than promised.
@@ -91,14 +116,22 @@ def export_model(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} is already there and not empty; choose another folder")
     _check_sources(pool, recipe)
+    asked = head if head is not None or recipe.heads is None else recipe.heads.written
+    heads = pool.heads_asked(asked)
+    held = _Held(objectives, promised or {}, reported or {}, device, threads)
     partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
+    scores: dict[str, float] = {}
+    expected: dict[str, float] = {}
     try:
-        partial.mkdir(parents=True)
-        _write(pool, recipe, operator, partial)
-        (partial / "README.md").write_text(model_card(recipe, promised or {}, reported), encoding="utf-8")
-        with computing_threads(pick_threads(threads, sum(pool.base.spec(name).elements for name in pool.names))):
-            scores, unscored = _rescore(pool, partial, recipe, objectives, device)
-        report = replace(_compare(folder, pool, scores, promised or {}), unscored=unscored)
+        for one in heads:
+            place, own = partial / str(one) if asked == ALL_HEADS else partial, held.of(pool, one)
+            place.mkdir(parents=True)
+            written = recipe if recipe.heads is None else replace(recipe, heads=replace(recipe.heads, written=one))
+            _write(pool, written, operator, place)
+            (place / "README.md").write_text(model_card(written, own.promised, own.reported), encoding="utf-8")
+            found, unscored = _rescore(pool, place, written, own)
+            scores, expected = {**scores, **found}, {**expected, **own.promised}
+        report = replace(_compare(folder, _counts(pool, heads), scores, expected), unscored=unscored)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -123,7 +156,8 @@ def open_pool(recipe: Recipe, module: Callable[[], torch.nn.Module] | None = Non
         RecipeError: a model has other contents than the recipe's.
     """
     experts = {source.name: source.path for source in recipe.experts}
-    pool = Pool(recipe.base.path, experts, exclude=recipe.exclude, module=module, carry=recipe.carry)
+    mode, tensors = ("shared", ()) if recipe.heads is None else (recipe.heads.mode, recipe.heads.tensors)
+    pool = Pool(recipe.base.path, experts, exclude=recipe.exclude, module=module, carry=recipe.carry, heads=mode, head_tensors=tensors)
     _check_sources(pool, recipe)
     return pool
 
@@ -137,32 +171,49 @@ def _check_sources(pool: Pool, recipe: Recipe) -> None:
             )
 
 
+def _architecture(pool: Pool, recipe: Recipe) -> Architecture:
+    head = _head(recipe)
+    return pool.architecture if head is None else pool.heads[head].architecture
+
+
+def _head(recipe: Recipe) -> str | None:
+    return None if recipe.heads is None else recipe.heads.written
+
+
 def _write(pool: Pool, recipe: Recipe, operator: MergeOperator | None, folder: Path) -> None:
     """Write everything but the card into an empty folder, one tensor at a time, and read the tensors back."""
-    writer = TensorWriter(folder, tensor_specs(pool, recipe))
-    for name, tensor in make_tensors(pool, recipe, operator):
+    writer = TensorWriter(folder, tensor_specs(pool, recipe, _head(recipe)))
+    for name, tensor in make_tensors(pool, recipe, operator, _head(recipe)):
         writer.write(name, tensor)
     writer.check()
-    pool.architecture.write_config(folder, pick_dtype(recipe.dtype))
+    _architecture(pool, recipe).write_config(folder, pick_dtype(recipe.dtype))
     for name, source in pool.carry.files.items():
         shutil.copyfile(source, folder / name)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _rescore(pool: Pool, folder: Path, recipe: Recipe, objectives: Sequence[Objective], device: str) -> tuple[dict[str, float], str | None]:
+def _rescore(pool: Pool, folder: Path, recipe: Recipe, held: _Held) -> tuple[dict[str, float], str | None]:
     """Return what the model in a folder scores, or why it could not be scored."""
-    if not objectives:
+    if not held.objectives:
         return {}, None
-    written, place = Checkpoint(folder), pick_device(device)
+    written, place = Checkpoint(folder), pick_device(held.device)
     needed, there = sum(written.spec(name).bytes for name in written.names), room(place)
     if needed > there.bytes:
         return {}, f"its weights take {size_text(needed)}, and there are {size_text(there.bytes)} ({there.bound})"
-    architecture = HubArchitecture(folder) if isinstance(pool.architecture, HubArchitecture) else pool.architecture
-    model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
-    return {name: score.value for name, score in score_model(lambda _: model, objectives, "search", place).items()}, None
+    architecture = _architecture(pool, recipe)
+    if isinstance(architecture, HubArchitecture):
+        architecture = HubArchitecture(folder)
+    with computing_threads(pick_threads(held.threads, sum(pool.spec(name).elements for name in pool.names))):
+        model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
+        return {name: score.value for name, score in score_model(lambda _: model, held.objectives, "search", place).items()}, None
 
 
-def _compare(folder: Path, pool: Pool, scores: Mapping[str, float], promised: Mapping[str, float]) -> ExportReport:
+def _counts(pool: Pool, heads: Sequence[str | None]) -> dict[str, int]:
+    shared = {kind: count for kind, count in pool.coverage.counts.items() if kind != IN_HEADS}
+    return shared | {f"of the head of {head}": len(pool.heads[head].own) for head in heads if head is not None}
+
+
+def _compare(folder: Path, counts: Mapping[str, int], scores: Mapping[str, float], promised: Mapping[str, float]) -> ExportReport:
     wrong = [
         f"{name}: stored {promised[name]!r}, reloaded {scores[name]!r}"
         for name in promised
@@ -170,13 +221,6 @@ def _compare(folder: Path, pool: Pool, scores: Mapping[str, float], promised: Ma
     ]
     if wrong:
         raise ExportError(f"the model written for {folder} does not score what the store says ({'; '.join(wrong)}); nothing was kept")
-    coverage = pool.coverage
-    counts = {
-        "merged": len(coverage.merged),
-        "copied": len(coverage.copied),
-        "excluded": len(coverage.excluded),
-        "tied": len(coverage.tied),
-    }
     compared: dict[str, Any] = {name: scores[name] for name in promised if name in scores}
     exact = bool(compared) and all(compared[name] == promised[name] for name in compared)
     return ExportReport(folder, counts, scores, dict(promised), exact)

@@ -21,6 +21,8 @@ from mergeopt.task import ObjectiveInfo, Part
 __all__ = ["Front", "FrontPoint", "hypervolume", "reference_point"]
 
 Vector = npt.NDArray[np.float64]
+Exporter = Callable[["FrontPoint", str | Path, str | None], ExportReport]
+"""Writes a point's model to a folder, with the head of an expert where heads are separate."""
 AUGMENTATION = 1e-6  # decides between points that are equal in their worst weighted loss; too small to overrule it
 
 
@@ -46,13 +48,15 @@ class FrontPoint:
     genome: Vector | None = None
     recipe: Recipe | None = None
     feasible: bool = True
-    exporter: Callable[[FrontPoint, str | Path], ExportReport] | None = None
+    exporter: Exporter | None = None
 
-    def export(self, to: str | Path) -> ExportReport:
+    def export(self, to: str | Path, head: str | None = None) -> ExportReport:
         """Write this candidate as a model folder, load it back, and hold its scores against the stored ones.
 
         Args:
             to: folder to write; it must not exist, or be empty.
+            head: where heads are separate, the expert whose head is written, scored by the objectives of that expert; `all` for a folder
+                each, named after the experts; None where there is but one.
 
         Raises:
             UserError: the folder is taken, or the models are no longer what they were.
@@ -60,7 +64,7 @@ class FrontPoint:
         """
         if self.exporter is None:
             raise ConfigError("this point belongs to no run; take it from Run.front")
-        return self.exporter(self, to)
+        return self.exporter(self, to, head)
 
 
 class Front:
@@ -91,7 +95,7 @@ class Front:
         front.points = tuple(replace(point, recipe=by_number[point.trial].recipe) for point in front.points)
         return front
 
-    def exportable(self, exporter: Callable[[FrontPoint, str | Path], ExportReport]) -> Front:
+    def exportable(self, exporter: Exporter) -> Front:
         """Return this front with points that know how to write themselves."""
         self.points = tuple(replace(point, exporter=exporter) for point in self.points)
         return self

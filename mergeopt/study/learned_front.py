@@ -76,15 +76,18 @@ class LearnedFront:
         return replace(self._merge, learned=asked)
 
     def sample(self, preference: Preference) -> dict[str, torch.Tensor]:
-        """Return all tensors of a preference's model by stored name, those that are not merged included.
+        """Return all tensors of a preference's model by stored name, those that are not merged included; separate heads are not.
 
         Raises:
             ConfigError: the preference is none.
         """
         dtype = pick_dtype(self._merge.dtype)
-        asked = {name: self.pool.base.read(name) for name in self.pool.base.names if name not in self.pool.coverage.merged}
-        asked |= {segment.name: tensor.to(dtype) for segment, tensor in self._tensors(preference)}
-        return {name: asked[name] for name in self.pool.base.names}
+        if self.pool.heads:
+            names = [*self.pool.coverage.merged, *self.pool.coverage.copied, *self.pool.coverage.excluded]
+        else:
+            names = list(self.pool.base.names)
+        merged = {segment.name: tensor.to(dtype) for segment, tensor in self._tensors(preference)}
+        return {name: merged[name] if name in merged else self.pool.base.read(self.pool.stored("base", name)) for name in sorted(names)}
 
     def apply(self, model: torch.nn.Module, preference: Preference) -> None:
         """Put a preference's weights into a live model of the same architecture, in place and in its own types.
@@ -101,14 +104,19 @@ class LearnedFront:
             for name, (_, tensor) in wanted.items():
                 state[name].copy_(tensor)
 
-    def export(self, preference: Preference, to: str | Path) -> ExportReport:
+    def export(self, preference: Preference, to: str | Path, head: str | None = None) -> ExportReport:
         """Write a preference's model as a folder and load it back.
 
+        Args:
+            preference: share of each objective.
+            to: folder to write; it must not exist, or be empty.
+            head: where heads are separate, whose to write, `all` for a folder each.
+
         Raises:
-            ConfigError: the preference is none.
+            ConfigError: the preference is none, or there is no such head.
             StoreError: the folder is taken or cannot be written.
         """
-        return export_model(self.pool, self.recipe(preference), to, operator=self._rule)
+        return export_model(self.pool, self.recipe(preference), to, operator=self._rule, head=head)
 
     def front(self, n: int, problem: MergeProblem) -> Front:
         """Return the front of the models of n evenly spread preferences, scored on the search part.

@@ -20,16 +20,17 @@ from mergeopt.study.export import ExportReport, export_model, open_pool
 __all__ = ["merge_file", "merge_recipe"]
 
 
-def merge_file(run_file: RunFile, root: Path, to: str | Path) -> ExportReport:
+def merge_file(run_file: RunFile, root: Path, to: str | Path, head: str | None = None) -> ExportReport:
     """Make the merge that a merge file describes; its parameters are numbers, those it does not name have their defaults.
 
     Args:
         run_file: base, experts, model and merge of it count.
         root: folder that its relative paths start from.
         to: folder to write.
+        head: where heads are separate, whose to write, `all` for a folder each.
 
     Raises:
-        ConfigError: a parameter is a range.
+        ConfigError: a parameter is a range, or it is not said whose head is meant.
         UserError: models cannot be read or do not fit together, or the folder is taken.
     """
     if run_file.problem is not None:
@@ -44,11 +45,15 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path) -> ExportReport:
         )
     arguments = coefficients.decode(np.empty(0))
     recipe = make_recipe(pool, sources_of(pool), operator, arguments, pick_dtype(run_file.model.dtype))
-    return export_model(pool, recipe, to, operator=operator)
+    return export_model(pool, recipe, to, operator=operator, head=head)
 
 
 def merge_recipe(
-    path: str | Path, to: str | Path, places: Mapping[str, str] | None = None, operator: OperatorFactory | None = None
+    path: str | Path,
+    to: str | Path,
+    places: Mapping[str, str] | None = None,
+    operator: OperatorFactory | None = None,
+    head: str | None = None,
 ) -> ExportReport:
     """Make the model of a recipe file again, bit for bit.
 
@@ -57,6 +62,7 @@ def merge_recipe(
         to: folder to write.
         places: where sources lie now, by name; relative to the working directory.
         operator: the recipe's operator where no installed package registers it. A recipe is data: it never names code to run.
+        head: where heads are separate, whose to write, `all` for a folder each; None for the one that the recipe names.
 
     Raises:
         PluginError: nothing is registered under the operator's name, and none was given.
@@ -74,4 +80,4 @@ def merge_recipe(
         if operator.name != recipe.operator:
             raise ConfigError(f"the recipe's operator is {recipe.operator!r}, the one given is {operator.name!r}")
         rule = find_operator(operator, recipe.variant)
-    return export_model(open_pool(recipe), recipe, to, operator=rule)
+    return export_model(open_pool(recipe), recipe, to, operator=rule, head=head)

@@ -159,7 +159,7 @@ class Run:
         alone = Front.of_trials([self.trials[trial]], self.objectives, self.reference)
         return alone.exportable(self._export).points[0]
 
-    def _export(self, point: FrontPoint, to: str | Path) -> ExportReport:
+    def _export(self, point: FrontPoint, to: str | Path, head: str | None) -> ExportReport:
         problem = self.problem
         if point.recipe is None or not isinstance(problem, MergeProblem):
             raise ConfigError(f"{self.folder} searched the problem {self.info.name!r}, which makes no models; there is nothing to export")
@@ -177,6 +177,7 @@ class Run:
             reported=point.report,
             device=str(problem.device),
             threads=problem.threads,
+            head=head,
         )
 
     def records(self, trial: int, part: Part, objective: str) -> dict[str, npt.NDArray[np.generic]]:
