@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 __all__ = [
+    "FLAWS",
     "DifferentiableTask",
     "Direction",
     "ItemMetric",
@@ -28,6 +29,8 @@ Direction = Literal["maximize", "minimize"]
 Part = Literal["search", "report"]
 Records = Mapping[str, npt.NDArray[Any]]
 """Columns by name, each [items], numbers or fixed-width text, in the fixed order of the items."""
+FLAWS = ("truncated", "unparsed")
+"""Columns of booleans that mark items whose score may mean less than it seems: outputs that were cut, and those without an answer."""
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from mergeopt.cli.screen import Follow, errors, results
 from mergeopt.config import RunFile, build_problem, build_strategy
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem, Proposal
+from mergeopt.report.flaws import with_flaws
 from mergeopt.report.summary import RANDOM, Summary, summarise
 from mergeopt.report.table import render
 from mergeopt.strategy import Budget
@@ -124,7 +125,7 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
 
 def _document(run: Run, summary: Summary) -> dict[str, Any]:
     """Return the front as JSON-able data, the random search among its baselines when there was one."""
-    data = {**run.front_json(), "warnings": list(run.warnings)}
+    data = {**with_flaws(run.front_json(), summary.flaws), "warnings": list(summary.warnings)}
     if RANDOM in summary.hypervolumes and RANDOM not in data["baselines"]:
         search, report = summary.hypervolumes[RANDOM]
         data["baselines"][RANDOM] = {"hypervolume": search, "report_hypervolume": report}

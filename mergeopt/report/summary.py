@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeopt.report.flaws import Flaw, flaws
 from mergeopt.study.run import Run
 from mergeopt.study.trial import Trial
 from mergeopt.task import ObjectiveInfo, Part
@@ -57,7 +58,8 @@ class Summary:
         reference: point that bounds the hypervolume, by objective name; empty when it is not known.
         hypervolumes: name -> (search, report), the front first, then each baseline and set of baselines.
         still_nondominated: points of the front that are non-dominated among its points on the report part; None where nothing is held out.
-        warnings: what the data and the strategy had to say about the search.
+        warnings: what the data and the strategy had to say about the search, and whose outputs are flawed more or less than others'.
+        flaws: how often outputs are flawed.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Summary:
     hypervolumes: Mapping[str, tuple[float, float | None]]
     still_nondominated: int | None
     warnings: tuple[str, ...] = ()
+    flaws: tuple[Flaw, ...] = ()
 
 
 def summarise(run: Run, random: Run | None = None) -> Summary:
@@ -87,6 +90,7 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
     charged = [trial for trial in run.trials if trial.charged]
     points = run.front.points
     reported = any(point.report is not None for point in points)
+    found = flaws(run)
     return Summary(
         name=run.info.name,
         folder=run.folder,
@@ -100,7 +104,8 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         reference=dict(zip(run.front.names, run.reference or (), strict=False)),
         hypervolumes=_hypervolumes(data) | _volume_of(random, run),
         still_nondominated=run.front.still_nondominated_on_report() if reported else None,
-        warnings=run.warnings,
+        warnings=(*run.warnings, *(flaw.warning for flaw in found if flaw.warning is not None)),
+        flaws=found,
     )
 
 

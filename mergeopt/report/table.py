@@ -80,6 +80,7 @@ def verdict(summary: Summary) -> list[str]:
             f"{summary.still_nondominated} of {count} points stay mutually non-dominated on the report part, which the search never saw"
         )
     lines += _beaten(summary)
+    lines += [flaw.line for flaw in summary.flaws if any((*flaw.front.values(), *flaw.baselines.values()))]
     lines += [f"warning: {warning}" for warning in summary.warnings]
     return lines
 
