@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.heats import run_heat
+from mergeopt.evaluation.layer_major import LayerMajor
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
@@ -40,6 +41,7 @@ from mergeopt.task import Objective, Part
 __all__ = ["BASELINES", "MergeMaterials", "MergeProblem", "find_operator", "make_recipe", "sources_of"]
 
 BASELINES = ("base", "experts", "uniform")
+Scoring = Literal["candidates", "layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class MergeProblem:
         batch: candidates made at a time.
         threads: that torch computes with; None for one with small models, for which more only wait for each other, else torch's choice.
         prefixes: bytes of activations kept for candidates that share their first layers; None to run every pass from end to end.
+        scoring: `candidates`, each from end to end, or `layers`, all candidates together layer by layer, see `LayerMajor`: for models that
+            do not fit into memory.
         name: for people.
         baselines: what every result is held against, of `base`, `experts`, `uniform`.
 
@@ -96,6 +100,7 @@ class MergeProblem:
         batch: int = 8,
         threads: int | None = None,
         prefixes: int | None = None,
+        scoring: Scoring = "candidates",
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
     ) -> None:
@@ -106,11 +111,18 @@ class MergeProblem:
         self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
         self.layout = Layout(pool)
         self.objectives = self._compared(_checked(objectives, pool))
-        self.threads, self.prefixes = pick_threads(threads, self.layout.elements), prefixes
+        self.threads, self.prefixes, self.scoring = pick_threads(threads, self.layout.elements), prefixes, scoring
+        if scoring == "layers" and prefixes is not None:
+            raise ConfigError("memory: prefixes: nothing is kept where scoring is by layers; leave one of the two out")
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """The evaluator; making it loads the models."""
+        """What makes and scores whole candidates; making it loads the models.
+
+        Raises:
+            ConfigError: candidates are scored layer by layer, and never whole.
+        """
+        self._check_whole()
         evaluator = Evaluator(
             self.layout,
             self.objectives,
@@ -123,6 +135,20 @@ class MergeProblem:
         )
         evaluator.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
         return evaluator
+
+    @cached_property
+    def _scorer(self) -> Evaluator | LayerMajor:
+        if self.scoring == "candidates":
+            return self.evaluator
+        return LayerMajor(
+            self.layout,
+            self.objectives,
+            self._find_operator,
+            dtype=self.dtype,
+            device=self.device,
+            batch=self.batch,
+            threads=self.threads,
+        )
 
     @property
     def info(self) -> ProblemInfo:
@@ -169,15 +195,16 @@ class MergeProblem:
 
     def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
         """Make and score proposals in order."""
-        for outcome in self.evaluator.evaluate(self._recipes(proposals), part):
+        for outcome in self._scorer.evaluate(self._recipes(proposals), part):
             yield Evaluation(outcome.scores, outcome.error, outcome.seconds)
 
     def race(self, racing: Racing, *, seed: int) -> Race:
         """Return a race of this problem's candidates, with an empty archive.
 
         Raises:
-            ConfigError: an objective cannot be raced, or the rule does not fit them.
+            ConfigError: an objective cannot be raced, the rule does not fit them, or candidates are scored layer by layer.
         """
+        self._check_whole()
         return Race(racing, self.objectives, seed=seed, head_of=lambda objective: self.pool.head_of(objective.info.expert))
 
     def run_heat(self, proposals: Sequence[Proposal], heat: Heat) -> Iterator[Evaluation]:
@@ -215,8 +242,9 @@ class MergeProblem:
         """Return what makes recipes of members that evolved from the experts.
 
         Raises:
-            ConfigError: there is but one expert.
+            ConfigError: there is but one expert, or candidates are scored layer by layer.
         """
+        self._check_whole()
         if len(self.pool.expert_names) < 2:
             raise ConfigError(f"a population needs two or more experts, got one: {self.pool.expert_names[0]}; add experts")
         return _Members(self)
@@ -241,6 +269,13 @@ class MergeProblem:
     def alone(self, expert: str) -> Recipe:
         """Return the recipe of one expert as it is."""
         return self._mix("task_arithmetic", dict.fromkeys(self.pool.expert_names, 0.0) | {expert: 1.0})
+
+    def _check_whole(self) -> None:
+        if self.scoring == "layers":
+            raise ConfigError(
+                "memory: scoring: layers: no candidate is in memory as a whole, so there is no racing, learning by gradient or evolving of "
+                "members; use scoring: candidates"
+            )
 
     def _recipes(self, proposals: Sequence[Proposal]) -> list[Recipe]:
         return [p.recipe if p.recipe is not None else self.decode(np.asarray(p.genome)) for p in proposals]
@@ -270,7 +305,7 @@ class MergeProblem:
         """What determines the scores (content hashes of models and data, operator, space), where the models are, and how they are run."""
         base, experts = self._sources
         paths = {source.name: source.path for source in (base, *experts)}
-        return {**self._identity, "paths": paths, "evaluator": self.evaluator.fingerprint}
+        return {**self._identity, "paths": paths, "evaluator": self._scorer.fingerprint}
 
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
@@ -300,6 +335,13 @@ class MergeProblem:
         width = torch.empty(0, dtype=self.dtype).element_size()
         model = sum(self.pool.base.spec(name).elements for name in self.pool.base.names) * width
         largest = max(segment.end - segment.start for segment in self.layout.segments)
+        by_layer: dict[str, int] = {}
+        for segment in self.layout.segments:
+            by_layer[segment.layer] = by_layer.get(segment.layer, 0) + segment.end - segment.start
+        outside = by_layer.pop("embeddings", 0) + by_layer.pop("head", 0)
+        if self.scoring == "layers":
+            one = (outside + max(by_layer.values(), default=0)) * width
+            return {"candidates": self.batch * one, "temporary": 3 * rows * largest * 4}
         compared = any(isinstance(one, TaskObjective) and isinstance(one.task, ComparedTask) for one in self.objectives)
         return {
             **({"expert compared with": model} if compared else {}),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mergeopt.models.hollow import hollow_tensor
 from mergeopt.models.layout import Layout, Segment
 
-__all__ = ["CandidateArena", "DeltaArena"]
+__all__ = ["CandidateArena", "DeltaArena", "Live"]
 
 
 class DeltaArena:
@@ -46,9 +47,9 @@ class CandidateArena:
         self.layout = layout
         self.rows = _zeros(candidates, layout.size, dtype, device)
         self._views = [[row[s.start : s.end].view(s.shape) for s in layout.segments] for row in self.rows]
-        self._live: dict[str | None, _Live] = {}
+        self._live: dict[str | None, Live] = {}
         for head in layout.pool.heads or (None,):
-            self._live[head] = live = _Live(layout, head, dtype, device)
+            self._live[head] = live = Live(layout, head, dtype, device)
             if live is self._first:
                 live.write(self._views[0])
             live.hold(self._views[0])  # the memory it was loaded into is given back before the next is loaded
@@ -90,10 +91,10 @@ class CandidateArena:
         return [(live.model, live.names) for live in self._live.values()]
 
     @property
-    def _first(self) -> _Live:
+    def _first(self) -> Live:
         return next(iter(self._live.values()))
 
-    def _of(self, head: str | None) -> _Live:
+    def _of(self, head: str | None) -> Live:
         return self._first if head is None else self._live[head]
 
 
@@ -105,15 +106,26 @@ def _zeros(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> to
     return torch.from_numpy(raw).view(dtype).view(rows, size)
 
 
-class _Live:
-    """A live model and the places in it that merged tensors go to."""
+class Live:
+    """A live model and the places in it that merged tensors go to.
 
-    def __init__(self, layout: Layout, head: str | None, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        layout: gives the order of tensors.
+        head: where heads are separate, the expert whose head it has.
+        dtype: of the weights.
+        device: where the model runs.
+        hollow: whether merged tensors take no memory until others are held, see `Layout.live_model`.
+    """
+
+    def __init__(self, layout: Layout, head: str | None, dtype: torch.dtype, device: torch.device, *, hollow: bool = False) -> None:
         pool = layout.pool
         names = pool.tensors.live if head is None else pool.heads[head].live
-        self.model = layout.live_model(dtype, device, head)
+        self.model = layout.live_model(dtype, device, head, hollow=hollow)
         self.names = tuple(names[segment.name] for segment in layout.segments)
         self.homes = [_Home.find(self.model, name) for name in self.names]
+        if hollow:  # before the model goes to its device: there they would be whole
+            self.hold([hollow_tensor(segment.shape, dtype, device) for segment in layout.segments])
+            self.model.to(device)
         self._kept = [_Home.find(self.model, names[name]) for name in (*pool.coverage.excluded, *pool.coverage.copied)]
 
     def write(self, views: Sequence[torch.Tensor]) -> None:
@@ -126,7 +138,7 @@ class _Live:
         for home, view in zip(self.homes, views, strict=True):
             home.hold(view)
 
-    def share(self, other: _Live) -> None:
+    def share(self, other: Live) -> None:
         """Have another's tensors where those go that are not merged and are no head: they are the same in all."""
         for home, theirs in zip(self._kept, other._kept, strict=True):
             home.hold(theirs.held)
@@ -145,6 +157,11 @@ class _Home:
         owner = model.get_submodule(path)
         parameter = owner._parameters.get(leaf)
         return cls(parameter, []) if parameter is not None else cls(None, [(owner, leaf)])
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The very object that the module has there."""
+        return self.held if self.parameter is None else self.parameter
 
     @property
     def held(self) -> torch.Tensor:

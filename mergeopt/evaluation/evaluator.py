@@ -14,8 +14,7 @@ import torch
 
 from mergeopt.errors import CandidateError, RecipeError
 from mergeopt.evaluation.arena import CandidateArena, DeltaArena
-from mergeopt.evaluation.determinism import SETTINGS
-from mergeopt.evaluation.device import hardware
+from mergeopt.evaluation.fingerprint import fingerprint
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, Values, stream
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
@@ -31,10 +30,13 @@ from mergeopt.operators.contract import MergeOperator
 from mergeopt.recipe import LEARNED, Argument, Learned, Recipe
 from mergeopt.task import Objective, Part, Score
 
-__all__ = ["Evaluator", "Outcome", "corrected", "open_learned", "recipe_values"]
+__all__ = ["Evaluator", "FindOperator", "Outcome", "corrected", "kind_of", "open_learned", "recipe_values"]
 
 FindOperator = Callable[[str, str], MergeOperator]
 """Returns the operator of a name and variant."""
+
+
+OVERFLOW = "its weights overflow float16; use bfloat16 or float32"
 
 
 class Outcome:
@@ -96,18 +98,7 @@ class Evaluator:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What besides recipe and data can change a score's last bits; JSON-able."""
-        import transformers
-
-        return {
-            "device": str(self.device),
-            "hardware": hardware(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "threads": self.threads,
-            "settings": SETTINGS,
-            "attention": getattr(getattr(self.arena.model, "config", None), "_attn_implementation", None),
-        }
+        return fingerprint(self.device, self.dtype, self.threads, self.arena.model)
 
     def prepare(self, recipe: Recipe) -> Materializer:
         """Give recipes with this operator and these fixed values an arena, and return what makes them there."""
@@ -196,7 +187,7 @@ class Evaluator:
         errors: list[str | None] = [None] * len(recipes)
         kinds: dict[str, list[int]] = {}
         for index, recipe in enumerate(recipes):
-            kinds.setdefault(_kind(recipe), []).append(index)
+            kinds.setdefault(kind_of(recipe), []).append(index)
         for indices in kinds.values():
             with computing_threads(self.threads):
                 found = self._made([recipes[index] for index in indices], indices)
@@ -266,7 +257,7 @@ class Evaluator:
     def _overflow(self, row: int) -> str | None:
         """Say so when weights that are finite in float32 are not in float16, whose largest number is 65504."""
         fine = self.dtype != torch.float16 or bool(torch.isfinite(self.arena.rows[row]).all())
-        return None if fine else "its weights overflow float16; use bfloat16 or float32"
+        return None if fine else OVERFLOW
 
     def _stream(self, operator: MergeOperator, recipe: Recipe, values: Values, row: int) -> str | None:
         correct = self._corrected(recipe)
@@ -381,7 +372,7 @@ def _grouping_key(argument: Argument) -> str:
     return json.dumps([argument.groups, argument.curve])
 
 
-def _kind(recipe: Recipe) -> str:
+def kind_of(recipe: Recipe) -> str:
     """What recipes must share to be made together: the operator, what is fixed, the groupings, the members, and whether more is added."""
     lineage = None if recipe.lineage is None else recipe.lineage.to_json()
     groups = [[name, _grouping_key(argument)] for name, argument in recipe.arguments.items()]

@@ -35,7 +35,7 @@ from mergeopt.operators.contract import (
 )
 from mergeopt.recipe import groups_json
 
-__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Measured", "Run", "Stack", "Values", "stream"]
+__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Measured", "Run", "Stack", "TensorMaker", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
 
@@ -178,22 +178,61 @@ def stream(
     Raises:
         CandidateError: it cannot be made.
     """
-    fixed, stacked = _Fixed(values), stack or _from_pool(layout, device)
-    overall = _overall(layout, operator, fixed, device, stacked)
-    (_, arguments_at) = _alike([values], device)[0]
+    maker = TensorMaker(layout, operator, [values], device, stack, measured)
     for index, segment in enumerate(layout.segments):
-        base, experts = layout.pool.read_base(segment.name, device), stacked(segment)
-        rows = torch.zeros((operator.rows(fixed.at(index), len(experts)), base.numel()), dtype=torch.float32, device=device)
-        state = _prepare(operator, segment, (base, experts), fixed.at(index), overall, rows, measured)
-        plan = operator.lower(state, arguments_at(index))
-        check_plan(plan, 1, len(rows), operator.name)
-        out = torch.empty((1, base.numel()), dtype=torch.float32, device=device)
-        errors: list[str | None] = [None]
-        _note(plan, [0], errors)
-        _execute(plan, rows, out, [0], 0, errors)
-        if errors[0] is not None:
-            raise CandidateError(f"{errors[0]} (in {segment.name})")
+        out = maker.make(index)
+        if maker.errors[0] is not None:
+            raise CandidateError(f"{maker.errors[0]} (in {segment.name})")
         yield segment, out.view(segment.shape)
+
+
+class TensorMaker:
+    """Makes tensors of several candidates at once, in any order; nothing is prepared for longer than it takes to make a tensor.
+
+    Args:
+        layout: what is made.
+        operator: the rule.
+        candidates: parameter values of equal groupings, with equal fixed values.
+        device: where they are made.
+        stack: gives what is merged; None for the experts.
+        measured: gives the statistics that the operator requires, None where it requires none.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        operator: MergeOperator,
+        candidates: Sequence[Values],
+        device: torch.device,
+        stack: Stack | None = None,
+        measured: Measured | None = None,
+    ) -> None:
+        self.errors: list[str | None] = [None] * len(candidates)
+        self._layout, self._operator, self._device, self._measured = layout, operator, device, measured
+        self._fixed, self._stack = _Fixed(candidates[0]), stack or _from_pool(layout, device)
+        self._overall = _overall(layout, operator, self._fixed, device, self._stack)
+        parts = [range(start, min(start + CHUNK, len(candidates))) for start in range(0, len(candidates), CHUNK)]
+        self._parts = [
+            ([part[index] for index in indices], at) for part in parts for indices, at in _alike([candidates[row] for row in part], device)
+        ]
+
+    def make(self, index: int) -> torch.Tensor:
+        """Return a tensor of all candidates, float32 [n, elements]; `errors` says of each what was wrong with its tensors so far.
+
+        Args:
+            index: of the tensor's segment.
+        """
+        operator, segment, static = self._operator, self._layout.segments[index], self._fixed.at(index)
+        base, experts = self._layout.pool.read_base(segment.name, self._device), self._stack(segment)
+        rows = torch.zeros((operator.rows(static, len(experts)), base.numel()), dtype=torch.float32, device=self._device)
+        state = _prepare(operator, segment, (base, experts), static, self._overall, rows, self._measured)
+        out = torch.empty((len(self.errors), base.numel()), dtype=torch.float32, device=self._device)
+        for where, arguments_at in self._parts:
+            plan = operator.lower(state, arguments_at(index))
+            check_plan(plan, len(where), len(rows), operator.name)
+            _note(plan, where, self.errors)
+            _execute(plan, rows, out, where, 0, self.errors)
+        return out
 
 
 class _Fixed:

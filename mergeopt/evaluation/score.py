@@ -13,7 +13,7 @@ from mergeopt.errors import CandidateError
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.task import Objective, Part, Records, Score
 
-__all__ = ["record_items", "score_model"]
+__all__ = ["guarded", "record_items", "score_model"]
 
 
 def score_model(
@@ -36,7 +36,7 @@ def score_model(
     for objective in objectives:
         name, model = objective.info.name, model_of(objective)
         model.eval()  # a user's function may have left it in training mode
-        with _guarded(name):
+        with guarded(name):
             score = objective.score(model, part, device, memo)
         if not math.isfinite(score.value):
             raise CandidateError(f"objective {name!r} gave {score.value}, expected a finite number")
@@ -60,13 +60,13 @@ def record_items(
     """
     found: list[Records] = []
     for objective, wanted in zip(passes, items, strict=True):
-        with _guarded(objective.info.name):
+        with guarded(objective.info.name):
             found.append(objective.task.records(model_of(objective).eval(), "search", device, wanted) if wanted else {})
     return found
 
 
 @contextmanager
-def _guarded(name: str) -> Iterator[None]:
+def guarded(name: str) -> Iterator[None]:
     """Turn whatever an objective raises into a `CandidateError` that names it."""
     try:
         yield

@@ -14,6 +14,7 @@ import torch
 
 from mergeopt.errors import MismatchError, SourceError
 from mergeopt.models.checkpoint import Checkpoint
+from mergeopt.models.hollow import HollowCheckpoint
 
 __all__ = ["Architecture", "HubArchitecture", "ModuleArchitecture", "TensorMap", "quiet_transformers", "take_generation_settings"]
 
@@ -47,7 +48,7 @@ class Architecture(Protocol):
         """Return the model without storage (on the meta device)."""
         ...
 
-    def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+    def load(self, base: Checkpoint | HollowCheckpoint, dtype: torch.dtype) -> torch.nn.Module:
         """Return the model in evaluation mode with the base's weights."""
         ...
 
@@ -100,7 +101,7 @@ class HubArchitecture:
             model: torch.nn.Module = self._model_class()(self._config())
         return model.eval()
 
-    def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+    def load(self, base: Checkpoint | HollowCheckpoint, dtype: torch.dtype) -> torch.nn.Module:
         # The tensors that were checked are handed over: transformers would choose among a folder's files by rules of its own.
         tensors = {name: base.read(name) for name in base.names}
         with quiet_transformers():
@@ -184,7 +185,7 @@ class ModuleArchitecture:
         with torch.device("meta"):
             return self.build().eval()
 
-    def load(self, base: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+    def load(self, base: Checkpoint | HollowCheckpoint, dtype: torch.dtype) -> torch.nn.Module:
         model = self.build().to(dtype=dtype)
         own = model.state_dict()
         model.load_state_dict({name: base.read(name) for name in base.names if name in own}, strict=False)

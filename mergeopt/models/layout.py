@@ -9,6 +9,7 @@ import torch
 from mergeopt.models.architecture import take_generation_settings
 from mergeopt.models.carry import KINDS
 from mergeopt.models.groups import layer_labels
+from mergeopt.models.hollow import HollowCheckpoint
 from mergeopt.models.pool import Pool
 
 __all__ = ["Layout", "Segment"]
@@ -60,13 +61,15 @@ class Layout:
         """Number of merged parameters, padding not counted."""
         return sum(segment.end - segment.start for segment in self.segments)
 
-    def live_model(self, dtype: torch.dtype, device: torch.device, head: str | None = None) -> torch.nn.Module:
+    def live_model(self, dtype: torch.dtype, device: torch.device, head: str | None = None, *, hollow: bool = False) -> torch.nn.Module:
         """Return a new model in evaluation mode holding the base's weights; counters are the largest of all sources.
 
         Args:
             dtype: of its weights.
             device: where it is.
             head: where heads are separate, the expert whose head it has; its merged tensors are then that expert's.
+            hollow: whether merged tensors take no memory: they hold NaN until others take their places. Such a model is on the CPU, and a
+                bare module is whole at first.
 
         Raises:
             SourceError: a tensor left as it is in the base holds NaN or infinities (merged ones are checked as they are read).
@@ -75,7 +78,10 @@ class Layout:
         for name in pool.coverage.excluded:
             pool.read_base(name)
         architecture, checkpoint = (pool.architecture, pool.base) if own is None else (own.architecture, own.checkpoint)
-        model = architecture.load(checkpoint, dtype).to(device).requires_grad_(False)
+        merged = {pool.stored(head or "base", segment.name) for segment in self.segments if hollow}
+        merged |= {name for name, first in pool.tensors.tied.items() if first in merged}
+        model = architecture.load(HollowCheckpoint(checkpoint, merged, dtype) if hollow else checkpoint, dtype).requires_grad_(False)
+        model = model if hollow else model.to(device)
         for file in (file for name, file in pool.carry.files.items() if name in KINDS["generation"]):
             take_generation_settings(model, file.parent)  # an export generates by the settings that are handed on with it
         state = model.state_dict(keep_vars=True)

@@ -58,7 +58,7 @@ class Family:
         metric = load("metrics", getattr(self.task, "default_metric", "accuracy"))()
         measured = objective or TaskObjective("score", self.task, metric)
         pool = Pool(self.folders[0], self.folders[1:])
-        return MergeProblem(pool, operator, [measured], groups="layer", device="cpu", **{"batch": 1, **options})
+        return MergeProblem(pool, operator, [measured], groups="layer", device="cpu", **options)
 
 
 def parted(problem: MergeProblem, cuts: Sequence[int], seed: int = 0) -> list[Genome]:
