@@ -1,7 +1,7 @@
 """The contract that search strategies implement: they propose genomes and learn from results; they never see a model.
 
 A strategy is set up once, then asked and told in turns. Values reach it minimised and finite, in the order of the problem's
-objectives; a failed candidate reaches it as a status without values.
+objectives; a failed candidate reaches it as a status without values, one that a race dropped with estimates, worse than what beat it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Status(enum.Enum):
 
     OK = "ok"
     FAILED = "failed"
+    CENSORED = "censored"  # dropped from a race before it was scored in full
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,9 @@ class Result:
 
     Args:
         candidate: the very object that was asked, or a starting point that the strategy did not ask for.
-        status: OK or FAILED.
-        losses: minimised objective values, float64 [m], all finite; None when FAILED.
+        status: OK, FAILED or CENSORED.
+        losses: minimised objective values, float64 [m], all finite; None when FAILED. When CENSORED they are estimates, larger in every
+            objective than those of a candidate that was told or will be told with this batch.
         violations: constraint values, float64 [c], feasible where <= 0; None when FAILED.
     """
 

@@ -124,7 +124,10 @@ def _detail(standing: Standing) -> str:
     if standing.phase == "learning":
         return _steps(standing)
     parts = [] if standing.hypervolume is None else [f"hypervolume {standing.hypervolume:.4f}"]
-    parts += [f"{count} {what}" for count, what in ((standing.failed, "failed"), (standing.cached, "repeated")) if count]
+    counts = ((standing.failed, "failed"), (standing.censored, "dropped"), (standing.cached, "repeated"))
+    parts += [f"{count} {what}" for count, what in counts if count]
+    if standing.censored:
+        parts.append(f"{standing.items / standing.items_in_full:.0%} of items scored")
     return ", ".join(parts) or "no front yet"
 
 

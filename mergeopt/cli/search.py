@@ -11,6 +11,7 @@ import typer
 
 from mergeopt.cli.screen import Follow, errors, results
 from mergeopt.config import RunFile, build_problem, build_strategy
+from mergeopt.evaluation.racing import Racing
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem, Proposal
 from mergeopt.report.flaws import with_flaws
@@ -19,7 +20,7 @@ from mergeopt.report.table import render
 from mergeopt.strategy import Budget
 from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.launch import Launch, cached_random_search, starting_points
-from mergeopt.study.run import LEARNED_SETS, Run, opened
+from mergeopt.study.run import LEARNED_SETS, Run, opened, race_of
 
 __all__ = ["check_run_file", "run_search", "show_front"]
 
@@ -109,10 +110,14 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
     given = run_file.budget
     budget = Budget(1) if given is None else Budget(given.evaluations, given.gradient_steps)
     strategy.setup(opened(problem, strategy, None), seed=run_file.seed, budget=budget, batch=run_file.batch)
+    race = race_of(problem, Racing.of(run_file.racing), run_file.seed)
     seconds = _seconds_per_candidate(problem)
     for line in _description(problem):
         typer.echo(line)
     typer.echo(f"strategy    {strategy.info.name} ({strategy.info.version}); starts from {len(points)} given points")
+    if race is not None:
+        after = ", ".join(map(str, race.rungs(run_file.batch)[:-1])) or "no"
+        typer.echo(f"racing      {race.racing.rule}: a candidate may be dropped after {after} items; the time below is without that")
     spent = (
         "; the file has no budget"
         if run_file.budget is None

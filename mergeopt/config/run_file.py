@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mergeopt.errors import ConfigError, UserError, nearest
+from mergeopt.evaluation.racing import Racing
 from mergeopt.registry import load, names
 from mergeopt.strategy import Strategy
 
@@ -92,6 +93,7 @@ class RunFile(_Section):
     init: list[str] = []
     baselines: list[str] = ["base", "experts", "uniform"]
     batch: int = Field(default=8, gt=0)
+    racing: Any = None
     threads: int | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
@@ -110,6 +112,15 @@ class RunFile(_Section):
         if isinstance(value, dict | list) and not value:
             raise ValueError("expected one or more experts, got none")
         return value
+
+    @field_validator("racing")
+    @classmethod
+    def _known_rule(cls, value: Any) -> Any:
+        try:
+            racing = Racing.of(value)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("racing: ")) from error
+        return None if racing is None else racing.describe()
 
     @field_validator("baselines")
     @classmethod

@@ -56,7 +56,7 @@ class Racing:
         rule: see above.
         first: items of each objective before the first decision, >= 2.
         growth: items at a decision over those at the one before, > 1.
-        z: of `sequential`, > 0; infinity drops nobody.
+        z: of `sequential`, > 0.
         alpha: of `anytime`: largest probability of dropping a candidate that no member dominates, in (0, 1).
         eta: of `halving`, > 1.
 
@@ -76,7 +76,7 @@ class Racing:
             raise ConfigError(f"racing: unknown rule {self.rule!r}; {nearest(str(self.rule), OPTIONS)}")
         if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 2:
             raise ConfigError(f"racing: first: expected a whole number of items >= 2, got {self.first!r}")
-        limits = {"growth": (1.0, math.inf), "z": (0.0, math.nan), "alpha": (0.0, 1.0), "eta": (1.0, math.inf)}
+        limits = {"growth": (1.0, math.inf), "z": (0.0, math.inf), "alpha": (0.0, 1.0), "eta": (1.0, math.inf)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > low or value >= high:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeopt.report.flaws import Flaw, flaws
+from mergeopt.strategy import Status
 from mergeopt.study.run import Run
 from mergeopt.study.trial import Trial
 from mergeopt.task import ObjectiveInfo, Part
@@ -60,6 +61,8 @@ class Summary:
         still_nondominated: points of the front that are non-dominated among its points on the report part; None where nothing is held out.
         warnings: what the data and the strategy had to say about the search, and whose outputs are flawed more or less than others'.
         flaws: how often outputs are flawed.
+        censored: how many candidates a race dropped before they were scored in full.
+        items: on how many items candidates were scored, over all objectives, and how many full scorings would have taken.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Summary:
     still_nondominated: int | None
     warnings: tuple[str, ...] = ()
     flaws: tuple[Flaw, ...] = ()
+    censored: int = 0
+    items: tuple[int, int] = (0, 0)
 
 
 def summarise(run: Run, random: Run | None = None) -> Summary:
@@ -96,8 +101,10 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         folder=run.folder,
         objectives=run.objectives,
         trials=tuple(_mark(trial, f"trial {trial.number}") for trial in charged if trial.ok),
-        failed=sum(not trial.ok for trial in charged),
-        reasons=tuple(Counter(_reason(trial) for trial in run.trials if not trial.ok).most_common()),
+        failed=sum(trial.status is Status.FAILED for trial in charged),
+        censored=sum(trial.status is Status.CENSORED for trial in charged),
+        items=run.items_scored,
+        reasons=tuple(Counter(_reason(trial) for trial in run.trials if trial.status is Status.FAILED).most_common()),
         front=tuple(_mark(stored[point.trial], f"trial {point.trial}") for point in points),
         feasible=run.front.feasible,
         baselines=tuple(_mark(trial, trial.name) for trial in run.baselines if trial.ok),

@@ -68,8 +68,14 @@ def verdict(summary: Summary) -> list[str]:
     """Return what a reader must know of the front, in plain lines."""
     lines = []
     count = len(summary.front)
+    tried = summary.failed + summary.censored + len(summary.trials)
+    if summary.censored:
+        scored, full = summary.items
+        lines.append(
+            f"{summary.censored} of {tried} trials were dropped by the race: {scored:,} of {full:,} items scored ({full / scored:.1f} x)"
+        )
     if summary.failed:
-        lines.append(f"{summary.failed} of {summary.failed + len(summary.trials)} trials failed")
+        lines.append(f"{summary.failed} of {tried} trials failed")
     lines += [f"  {times} x {reason}" for reason, times in summary.reasons[:REASONS]]
     if not count:
         lines.append("no trial was scored: there is no front")

@@ -41,10 +41,13 @@ CREATE TABLE rescores (
     PRIMARY KEY (trial, part)
 ) WITHOUT ROWID;
 """
-LEARNER = """
+LATER = """
+CREATE TABLE IF NOT EXISTS censored (
+    trial INTEGER PRIMARY KEY REFERENCES trials(number), by INTEGER NOT NULL, estimates TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS learner (
     one INTEGER PRIMARY KEY CHECK (one = 1), trials INTEGER NOT NULL, steps INTEGER NOT NULL, plain TEXT NOT NULL, arrays BLOB NOT NULL
-)
+);
 """
 
 
@@ -70,7 +73,7 @@ def open_writer(folder: Path) -> sqlite3.Connection:
                 _create(connection)
             elif connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise StoreError(_damaged(path, "SQLite's quick_check failed"))
-            connection.execute(LEARNER)
+            connection.executescript(LATER)
         except (StoreError, sqlite3.Error):
             connection.close()
             raise

@@ -58,6 +58,7 @@ class Launch:
             init=starting_points(problem, run_file.init, self.root),
             batch=run_file.batch,
             resume=resume,
+            racing=run_file.racing,
             header=self._header(),
             progress=progress,
         )
@@ -82,6 +83,7 @@ class Launch:
             init=starting_points(problem, run_file.init, self.root),
             batch=run_file.batch,
             resume=begun,
+            racing=run.racing,
             progress=progress,
         )
 
@@ -143,7 +145,10 @@ def _random_folder(run: Run) -> Path:
     header = run.header
     evaluator = header["provenance"].get("evaluator")
     points = [trial.key for trial in run.trials if trial.kind == "init"]
-    key = content_hash([run.info.fingerprint, evaluator, header["seed"], header["batch"], _baselines(run), points, header["budget"]])
+    racing = [] if run.racing is None else [run.racing.describe()]
+    key = content_hash(
+        [run.info.fingerprint, evaluator, header["seed"], header["batch"], _baselines(run), points, header["budget"], *racing]
+    )
     return cache_folder() / "random" / key[:32]
 
 

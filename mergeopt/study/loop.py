@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mergeopt.errors import CandidateError, ConfigError, Failure, StoreError, StrategyError
+from mergeopt.evaluation.race import Race
 from mergeopt.problem import Evaluation, Problem, Proposal
 from mergeopt.recipe import ordered_json
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Learner, Result, Status, Strategy
+from mergeopt.study.evaluations import evaluations, raced, verdict
 from mergeopt.study.front import reference_point
 from mergeopt.study.interrupt import Interrupt
 from mergeopt.study.snapshot import Publisher, search_front
 from mergeopt.study.store import Learned, Store
 from mergeopt.study.trial import Kind, Trial, losses, proposal_key, violations
-from mergeopt.task import ObjectiveInfo, Part
+from mergeopt.task import Score
 
 __all__ = ["Plan", "Search"]
 
@@ -34,11 +35,12 @@ HOPELESS = 20  # charged candidates that all failed before a run gives up
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What a run was asked to do: what it may spend, candidates per ask, and starting points."""
+    """What a run was asked to do: what it may spend, candidates per ask, starting points, and a race where candidates are raced."""
 
     budget: Budget
     batch: int
     init: tuple[Proposal, ...]
+    race: Race | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,10 +211,10 @@ class Search:
         wanted = [trial for trial in self._trials if trial.ok and (trial.kind == "baseline" or trial.number in front)]
         origins = sorted({trial.origin for trial in wanted if "report" not in self._trials[trial.origin].scores})
         proposals = [Proposal(t.name, t.genome, t.recipe) for t in (self._trials[number] for number in origins)]
-        stream = self._evaluations(proposals, "report")
+        stream = evaluations(self._problem, proposals, "report")
         for number in origins:
             evaluation = next(stream)
-            self._store.rescore(number, "report", replace(evaluation, error=_verdict(evaluation, self._objectives)))
+            self._store.rescore(number, "report", replace(evaluation, error=verdict(evaluation, self._objectives)))
             self._publish()
             if self._interrupt.requested is not None:
                 break
@@ -220,10 +222,14 @@ class Search:
 
     def _score(self, kind: Kind, items: Sequence[_Item]) -> list[Trial]:
         """Return one trial per item, in order; fewer when a signal came."""
+        unseen, first = self._unseen(items), len(self._trials)
         trials = [self._replayed(kind, item) for item in items[: max(0, len(self._stored) - len(self._trials))]]
-        rest = items[len(trials) :]
-        stream = self._evaluations(self._unseen(rest), "search")
-        for item in rest:
+        if kind == "asked" and self._plan.race is not None:
+            numbered = {first + index: items[index].proposal for index in unseen}
+            stream = raced(self._problem, self._plan.race, numbered, first + len(trials))
+        else:
+            stream = evaluations(self._problem, [items[index].proposal for index in unseen if index >= len(trials)], "search")
+        for item in items[len(trials) :]:
             if self._interrupt.requested is not None:
                 break
             trial = self._fresh(kind, item, stream)
@@ -234,30 +240,15 @@ class Search:
             self._publish()
         return trials
 
-    def _unseen(self, items: Sequence[_Item]) -> list[Proposal]:
+    def _unseen(self, items: Sequence[_Item]) -> list[int]:
+        """Return the indices of those that are to be evaluated: no repetitions, and none that could not be decoded."""
         keys = dict.fromkeys(self._first)
         unseen = []
-        for item in items:
+        for index, item in enumerate(items):
             if item.key not in keys and item.error is None:
-                unseen.append(item.proposal)
+                unseen.append(index)
             keys[item.key] = None
         return unseen
-
-    def _evaluations(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
-        done = 0
-        while done < len(proposals):
-            try:
-                for evaluation in self._problem.evaluate(proposals[done:], part):
-                    done += 1
-                    yield evaluation
-            except CandidateError as error:  # the problem's stream is over; the proposals behind this one are asked for again
-                done += 1
-                yield Evaluation({}, str(error))
-            else:
-                if done < len(proposals):
-                    raise Failure(
-                        f"the problem {self._problem.info.name!r} must yield an evaluation per proposal: {done} came for {len(proposals)}"
-                    )
 
     def _fresh(self, kind: Kind, item: _Item, stream: Iterator[Evaluation]) -> Trial:
         proposal, twin = item.proposal, self._first.get(item.key)
@@ -275,14 +266,17 @@ class Search:
             created=time.time(),
         )
         if twin is not None:
-            return replace(trial, status=twin.status, error=twin.error, duplicate_of=twin.number, scores=twin.scores)
+            trial = replace(trial, status=twin.status, error=twin.error, scores=twin.scores, censored=twin.censored)
+            return replace(trial, duplicate_of=twin.number)
         if item.error is not None:
             return trial
         evaluation = next(stream)
-        error = _verdict(evaluation, self._objectives)
+        error = verdict(evaluation, self._objectives)
         trial = replace(trial, error=error, seconds=dict(evaluation.seconds))
         if error is not None:
             return trial
+        if evaluation.censored is not None:
+            return replace(trial, status=Status.CENSORED, censored=evaluation.censored)
         scores = {objective.name: evaluation.scores[objective.name] for objective in self._objectives}
         return replace(trial, status=Status.OK, scores={"search": scores})
 
@@ -315,10 +309,18 @@ class Search:
             return
         self._repeats = 0
         self._charged[trial.key] = None
-        if not trial.ok:
+        self._admit(trial)
+        if trial.status is Status.FAILED:
             self._failures.append(trial.error or "unknown")
         if len(self._charged) == len(self._failures) == HOPELESS:
             raise self._nothing_scored()
+
+    def _admit(self, trial: Trial) -> None:
+        """Let the candidates behind a trial race against it; baselines do not count, since they are no part of a front."""
+        values, named = trial.vector(self._objectives), trial.values()
+        if self._plan.race is None or values is None or named is None or bool((violations(values, self._objectives) > 0).any()):
+            return
+        self._plan.race.admit(trial.number, named, lambda: self._store.records(trial.origin))
 
     def _nothing_scored(self) -> Failure:
         reason, times = Counter(self._failures).most_common(1)[0]
@@ -365,11 +367,12 @@ class Search:
             self._strategy.tell(results)
 
     def _result(self, candidate: Candidate, trial: Trial) -> Result:
-        values = trial.vector(self._objectives) if trial.ok else None
-        if values is None:
+        known = trial.censored.estimates if trial.censored else trial.values()
+        if trial.status is Status.FAILED or known is None:
             return Result(candidate, Status.FAILED, None)
+        values = [known[objective.name] for objective in self._objectives]
         broken = violations(values, self._objectives)
-        return Result(candidate, Status.OK, losses(values, self._objectives), broken if len(broken) else None)
+        return Result(candidate, trial.status, losses(values, self._objectives), broken if len(broken) else None)
 
     def _fix_reference(self, kind: Kind) -> None:
         """Fix the reference point once: from the baselines, or from the first trials told when there are none."""
@@ -397,11 +400,12 @@ def _item(proposal: Proposal) -> _Item:
 
 def _light(trial: Trial) -> Trial:
     """Return the trial as it will be read back: without its records, and with zero of one sign, since SQLite keeps no other."""
-    scores = {
-        part: {name: replace(score, value=score.value + 0.0, records={}) for name, score in by_name.items()}
-        for part, by_name in trial.scores.items()
-    }
-    return replace(trial, scores=scores)
+    censored = None if trial.censored is None else replace(trial.censored, scores=_bare(trial.censored.scores))
+    return replace(trial, scores={part: _bare(scores) for part, scores in trial.scores.items()}, censored=censored)
+
+
+def _bare(scores: Mapping[str, Score]) -> dict[str, Score]:
+    return {name: replace(score, value=score.value + 0.0, records={}) for name, score in scores.items()}
 
 
 def _same_bits(trial: Trial, item: _Item) -> bool:
@@ -409,16 +413,3 @@ def _same_bits(trial: Trial, item: _Item) -> bool:
     if mine is None or stored is None:
         return mine is stored and item.key == trial.key
     return item.key == trial.key and mine.shape == stored.shape and mine.tobytes() == np.ascontiguousarray(stored).tobytes()
-
-
-def _verdict(evaluation: Evaluation, objectives: Sequence[ObjectiveInfo]) -> str | None:
-    """Return why an evaluation counts as failed, None when it does not."""
-    if evaluation.error is not None:
-        return evaluation.error
-    for objective in objectives:
-        score = evaluation.scores.get(objective.name)
-        if score is None:
-            return f"objective {objective.name!r} was not scored"
-        if not math.isfinite(score.value):
-            return f"objective {objective.name!r} is {score.value}"
-    return None

@@ -22,9 +22,11 @@ import numpy.typing as npt
 
 from mergeopt.config import strategy_from
 from mergeopt.errors import ConfigError, StoreError
+from mergeopt.evaluation.race import Race
+from mergeopt.evaluation.racing import Racing
 from mergeopt.genomes.space import Choice, Dimension, Float, Int, Simplex, Space
 from mergeopt.merge_problem import MergeProblem
-from mergeopt.problem import ModelProblem, Problem, ProblemInfo, Proposal
+from mergeopt.problem import ModelProblem, Problem, ProblemInfo, Proposal, RacedProblem
 from mergeopt.recipe import LEARNED, ordered_json
 from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.database import DATABASE
@@ -36,10 +38,10 @@ from mergeopt.study.loop import Plan, Search
 from mergeopt.study.rebuild import rebuild
 from mergeopt.study.snapshot import Progress, Publisher, front_json, search_front
 from mergeopt.study.store import Header, Store, read_header, read_records, read_run
-from mergeopt.study.trial import Trial
+from mergeopt.study.trial import Trial, items_scored
 from mergeopt.task import ObjectiveInfo, Part
 
-__all__ = ["LEARNED_SETS", "Progress", "Run", "opened", "optimize"]
+__all__ = ["LEARNED_SETS", "Progress", "Run", "opened", "optimize", "race_of"]
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +133,16 @@ class Run:
         return int(self.header.get("gradient_steps", 0))
 
     @property
+    def racing(self) -> Racing | None:
+        """How candidates were raced, None where all were scored in full."""
+        return Racing.of(self.header.get("racing"))
+
+    @property
+    def items_scored(self) -> tuple[int, int]:
+        """On how many items candidates were scored, over all objectives, and how many full scorings would have taken."""
+        return items_scored(self.trials, self.objectives)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the data and the strategy had to say about the search, a sentence each."""
         return tuple(self.header.get("warnings", ()))
@@ -154,6 +166,11 @@ class Run:
         """
         if not 0 <= trial < len(self.trials):
             raise ConfigError(f"{self.folder} has no trial {trial}; it has 0 to {len(self.trials) - 1}")
+        if self.trials[trial].censored is not None:
+            raise ConfigError(
+                f"trial {trial} of {self.folder} was dropped by the race before it was scored in full: there is nothing to hold an export "
+                "against; take a point of the front, or a trial that was scored"
+            )
         if not self.trials[trial].ok:
             raise ConfigError(f"trial {trial} of {self.folder} failed ({self.trials[trial].error}), so there is nothing to export")
         alone = Front.of_trials([self.trials[trial]], self.objectives, self.reference)
@@ -192,7 +209,11 @@ class Run:
 
     def front_json(self) -> dict[str, Any]:
         """Return the front as JSON-able data, the shape that `front.json` and `mergeopt front --json` share."""
-        return front_json(self.trials, self.objectives, self.reference)
+        data = front_json(self.trials, self.objectives, self.reference)
+        if self.racing is not None:
+            scored, full = self.items_scored
+            data["racing"] = {**self.racing.describe(), "items_scored": scored, "items_in_full": full}
+        return data
 
 
 def optimize(
@@ -205,6 +226,7 @@ def optimize(
     init: Sequence[Proposal] = (),
     batch: int = 8,
     resume: bool = False,
+    racing: Racing | str | Mapping[str, Any] | None = None,
     header: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -225,6 +247,8 @@ def optimize(
         batch: candidates per ask, >= 1.
         resume: go on with the run in `out`, by replaying it: what is stored is compared bit for bit and used, the rest is evaluated. A
             larger budget extends it; a finished run with the same budget is returned as it is.
+        racing: how to drop candidates before they are scored in full: a rule's name, a mapping with `rule` and options, or a `Racing`; None
+            scores all in full. Baselines and starting points always are.
         header: more to store with the run, JSON-able (the run file, say); its key `strategy` describes the strategy's options, which a
             resumed run must share.
         progress: called with every new trial.
@@ -242,7 +266,9 @@ def optimize(
         header = {"strategy": strategy, **(header or {})}
         strategy = strategy_from(strategy)
     _check(problem, strategy, budget=spend, seed=seed, batch=batch, init=init)
+    race = race_of(problem, Racing.of(racing), seed)
     described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
+    described["racing"] = None if race is None else race.racing.describe()
     stored = _stored_header(folder, described, resume=resume)
     if stored and strategy.info.needs_budget and _spending(spend) != _spending(_stored_budget(stored)):
         raise StoreError(
@@ -255,7 +281,7 @@ def optimize(
     strategy.setup(opened(problem, strategy, folder), seed=seed, budget=spend, batch=batch)
     store = Store(folder)
     try:
-        plan = Plan(_begin(store, described, spend, resume=resume), batch, tuple(init))
+        plan = Plan(_begin(store, described, spend, resume=resume), batch, tuple(init), race)
         _search(problem, strategy, store, plan, Publisher(folder, problem.info.objectives, plan.budget, progress))
     finally:
         store.close()
@@ -263,6 +289,19 @@ def optimize(
     if run.status == "interrupted":
         raise Interrupted(folder, run.header["reason"])
     return run
+
+
+def race_of(problem: Problem, racing: Racing | None, seed: int) -> Race | None:
+    """Return the race that a run of a problem would be, None without racing.
+
+    Raises:
+        ConfigError: the problem, or one of its objectives, cannot be raced.
+    """
+    if racing is None:
+        return None
+    if not isinstance(problem, RacedProblem):
+        raise ConfigError(f"racing: the problem {problem.info.name!r} scores whole candidates only; leave it out")
+    return problem.race(racing, seed=seed)
 
 
 def _search(problem: Problem, strategy: Strategy, store: Store, plan: Plan, publisher: Publisher) -> None:
@@ -357,6 +396,7 @@ def _compare(folder: Path, described: Header, stored: Header, *, resume: bool) -
         "batch": (described["batch"], stored.get("batch")),
         "strategy": (described["strategy"]["name"], stored.get("strategy", {}).get("name")),
         "strategy options": (described["strategy"]["options"], stored.get("strategy", {}).get("options")),
+        "racing": (described["racing"], stored.get("racing")),
         "problem": (described["problem"]["fingerprint"], stored.get("problem", {}).get("fingerprint")),
     }
     different = [f"{what} (stored {was!r}, now {now!r})" for what, (now, was) in pairs.items() if now != was]

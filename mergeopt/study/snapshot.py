@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergeopt.strategy import Budget
+from mergeopt.strategy import Budget, Status
 from mergeopt.study.database import database_errors
 from mergeopt.study.front import Front, FrontPoint, hypervolume
-from mergeopt.study.trial import Trial, losses, to_natural
+from mergeopt.study.trial import Trial, items_scored, losses, to_natural
 from mergeopt.task import ObjectiveInfo, Part
 
 __all__ = ["Progress", "Publisher", "front_json", "search_front"]
@@ -33,6 +33,9 @@ class Progress:
         budget: units there are.
         cached: exact duplicates answered from the store, not charged.
         failed: charged candidates that failed.
+        censored: charged candidates that a race dropped.
+        items: on which candidates were scored, over all objectives.
+        items_in_full: that full scorings would have taken.
         gradient_steps: taken by a strategy that learns.
         gradient_budget: gradient steps there are, None where nothing was said.
         best: objective name -> best search value so far, natural direction.
@@ -50,6 +53,9 @@ class Progress:
     seconds: float = 0.0
     gradient_steps: int = 0
     gradient_budget: int | None = None
+    censored: int = 0
+    items: int = 0
+    items_in_full: int = 0
 
 
 class Publisher:
@@ -112,12 +118,16 @@ class Publisher:
         charged = [trial for trial in trials if trial.charged]
         rows = [row for row in (trial.vector(self._objectives) for trial in charged if trial.ok) if row is not None]
         best = to_natural(losses(rows, self._objectives).min(axis=0), self._objectives).tolist() if rows else []
+        items, in_full = items_scored(trials, self._objectives)
         return Progress(
             phase=phase,
             evaluations=len(charged),
             budget=self._budget.evaluations,
             cached=sum(trial.kind != "baseline" and not trial.charged for trial in trials),
-            failed=sum(not trial.ok for trial in charged),
+            failed=sum(trial.status is Status.FAILED for trial in charged),
+            censored=sum(trial.status is Status.CENSORED for trial in charged),
+            items=items,
+            items_in_full=in_full,
             best={objective.name: value for objective, value in zip(self._objectives, best, strict=False)},
             hypervolume=self._hypervolume,
             seconds=time.monotonic() - self._began,

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeopt.errors import StoreError
+from mergeopt.evaluation.race import Censored
 from mergeopt.problem import Evaluation
 from mergeopt.recipe import ordered_json
 from mergeopt.strategy import State, Status
@@ -26,11 +27,12 @@ from mergeopt.study.database import DATABASE, database_errors, open_reader, open
 from mergeopt.study.lock import FolderLock
 from mergeopt.study.records import pack, unpack
 from mergeopt.study.trial import Trial
-from mergeopt.task import Part, Score
+from mergeopt.task import Part, Records, Score
 
 __all__ = ["Learned", "Store", "read_header", "read_records", "read_run"]
 
 Header = dict[str, Any]
+PARTIAL = "partial"  # in the place of a part: scores of the items that a dropped candidate was measured on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +88,10 @@ class Store:
             self._connection.executemany("INSERT INTO header VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value=excluded.value", rows)
 
     def append(self, trial: Trial) -> None:
-        """Store a trial with its search scores and their records, in one transaction.
+        """Store a trial with its search scores, or what a race knows of it, and their records, in one transaction.
 
         Args:
-            trial: its number is the next one; scores of the part `search` are stored unless it is a duplicate.
+            trial: its number is the next one; scores are stored unless it is a duplicate.
         """
         genome = None if trial.genome is None else np.ascontiguousarray(trial.genome, dtype="<f8").tobytes()
         row = (trial.number, trial.kind, trial.name, genome, trial.recipe_json, trial.key, trial.status.value, trial.error)
@@ -98,6 +100,16 @@ class Store:
             self._connection.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row + more)
             if trial.duplicate_of is None and trial.ok:
                 self._insert_scores(trial.number, "search", trial.scores["search"])
+            if trial.duplicate_of is None and trial.censored is not None:
+                known = (trial.number, trial.censored.by, ordered_json(dict(trial.censored.estimates)))
+                self._connection.execute("INSERT INTO censored VALUES (?, ?, ?)", known)
+                self._insert_scores(trial.number, PARTIAL, trial.censored.scores)
+
+    def records(self, trial: int) -> dict[str, Records]:
+        """Return the per-item columns of a trial's search scores, by objective name."""
+        with database_errors(self.folder):
+            rows = self._connection.execute("SELECT objective, columns FROM records WHERE trial=? AND part='search'", (trial,)).fetchall()
+        return {objective: unpack(columns) for objective, columns in rows}
 
     def rescore(self, trial: int, part: Part, evaluation: Evaluation) -> None:
         """Store what became of scoring a stored trial on another part, in one transaction.
@@ -145,7 +157,7 @@ class Store:
         self._connection.close()
         self._lock.release()
 
-    def _insert_scores(self, trial: int, part: Part, scores: Mapping[str, Score]) -> None:
+    def _insert_scores(self, trial: int, part: str, scores: Mapping[str, Score]) -> None:
         for name, score in scores.items():
             error = score.standard_error
             known = error if error is not None and math.isfinite(error) else None
@@ -205,14 +217,15 @@ def _load_header(connection: sqlite3.Connection, folder: Path) -> Header:
 
 
 def _load_trials(connection: sqlite3.Connection, folder: Path) -> list[Trial]:
-    scores: dict[int, dict[Part, dict[str, Score]]] = {}
+    scores: dict[int, dict[str, dict[str, Score]]] = {}
     query = "SELECT trial, part, objective, value, standard_error, items FROM scores"
     for number, part, name, value, standard_error, items in connection.execute(query):
         scores.setdefault(number, {}).setdefault(part, {})[name] = Score(value, standard_error, items)
     trials: list[Trial] = []
+    dropped = _load_censored(connection, folder, scores)
     for row in connection.execute("SELECT * FROM trials ORDER BY number"):
         try:
-            trials.append(_trial(row, scores))
+            trials.append(_trial(row, scores, dropped))
         except (ValueError, TypeError) as error:
             raise _unreadable(folder, f"trial {row[0]}", error) from error
         if trials[-1].number != len(trials) - 1:
@@ -220,9 +233,23 @@ def _load_trials(connection: sqlite3.Connection, folder: Path) -> list[Trial]:
     return trials
 
 
-def _trial(row: tuple[Any, ...], scores: Mapping[int, Mapping[Part, Mapping[str, Score]]]) -> Trial:
+def _load_censored(connection: sqlite3.Connection, folder: Path, scores: Mapping[int, dict[str, dict[str, Score]]]) -> dict[int, Censored]:
+    """Return what is known of dropped candidates, taking their partial scores out of the others; none in files from before races."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name='censored'").fetchone():
+        return {}
+    found = {}
+    for number, by, estimates in connection.execute("SELECT trial, by, estimates FROM censored"):
+        try:
+            found[number] = Censored(by, json.loads(estimates), scores[number].pop(PARTIAL))
+        except (ValueError, KeyError) as error:
+            raise _unreadable(folder, f"trial {number}", error) from error
+    return found
+
+
+def _trial(row: tuple[Any, ...], scores: Mapping[int, Mapping[Any, Mapping[str, Score]]], dropped: Mapping[int, Censored]) -> Trial:
     number, kind, name, genome, recipe, key, status, error, duplicate_of, charged, seconds, created = row
     known: Literal["asked", "init", "baseline"] = kind
+    origin = number if duplicate_of is None else duplicate_of
     return Trial(
         number=number,
         kind=known,
@@ -236,7 +263,8 @@ def _trial(row: tuple[Any, ...], scores: Mapping[int, Mapping[Part, Mapping[str,
         charged=bool(charged),
         seconds=json.loads(seconds),
         created=created,
-        scores=scores.get(number if duplicate_of is None else duplicate_of, {}),
+        scores=scores.get(origin, {}),
+        censored=dropped.get(origin),
     )
 
 

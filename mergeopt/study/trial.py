@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeopt.errors import StoreError
+from mergeopt.evaluation.race import Censored
 from mergeopt.problem import Proposal
 from mergeopt.recipe import Recipe
 from mergeopt.strategy import Status
 from mergeopt.task import ObjectiveInfo, Part, Score
 
-__all__ = ["Kind", "Trial", "losses", "proposal_key", "to_natural", "violations"]
+__all__ = ["Kind", "Trial", "items_scored", "losses", "proposal_key", "to_natural", "violations"]
 
 Kind = Literal["asked", "init", "baseline"]
 Vector = npt.NDArray[np.float64]
@@ -34,13 +35,14 @@ class Trial:
         genome: point of the unit cube, float64 [d]; None where it has none.
         recipe_json: its recipe as JSON text; None for problems that make no model.
         key: equal for exact duplicates.
-        status: OK or FAILED.
+        status: OK, FAILED or CENSORED.
         error: why it failed.
         duplicate_of: number of the trial whose answer it was given.
         charged: whether it cost a unit of the budget.
         seconds: wall-clock time by stage.
         created: seconds since the epoch.
-        scores: part -> objective name -> score, without records.
+        scores: part -> objective name -> score, without records; none of a trial that was not scored in full.
+        censored: what is known of a candidate that a race dropped, None for any other.
     """
 
     number: int
@@ -56,10 +58,11 @@ class Trial:
     seconds: Mapping[str, float] = field(default_factory=dict)
     created: float = 0.0
     scores: Mapping[Part, Mapping[str, Score]] = field(default_factory=dict)
+    censored: Censored | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether it was scored."""
+        """Whether it was scored in full."""
         return self.status is Status.OK
 
     @property
@@ -92,6 +95,16 @@ class Trial:
         if not scores:
             return None
         return np.array([scores[objective.name].value for objective in objectives], dtype=np.float64)
+
+
+def items_scored(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo]) -> tuple[int, int]:
+    """Return on how many items candidates were scored, added up over the objectives, and how many full scorings would have taken.
+
+    Baselines, repetitions and failures are left out.
+    """
+    found = [trial for trial in trials if trial.kind != "baseline" and trial.duplicate_of is None]
+    parts = [trial.censored.scores if trial.censored else trial.scores["search"] for trial in found if trial.ok or trial.censored]
+    return sum(score.items for scores in parts for score in scores.values()), len(parts) * sum(o.items or 0 for o in objectives)
 
 
 def losses(values: npt.ArrayLike, objectives: Sequence[ObjectiveInfo]) -> Vector:

@@ -40,6 +40,7 @@ def test_version_is_the_installed_one(call: Call) -> None:
         ("problem: digits\nbudget: 4\nout: o\nstrategy: nsga3x\n", ["run", "run.yaml"], "unknown strategy 'nsga3x'"),
         ("problem: digit\nbudget: 4\nout: o\n", ["check", "run.yaml"], "did you mean 'digits'?"),
         ("problem: digits\n", ["run", "run.yaml"], "budget"),
+        ("problem: digits\nracing: sequental\n", ["check", "run.yaml"], "racing: unknown rule 'sequental'; did you mean 'sequential'?"),
         ("problem: [\n", ["run", "run.yaml"], "run.yaml, line 2, column 1"),
         (None, ["front", "nowhere"], "nowhere"),
         (None, ["export", "nowhere", "--to", "m"], "expected one of --trial, --prefer, --where or --knee, got none"),

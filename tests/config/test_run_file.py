@@ -63,6 +63,15 @@ def test_a_stored_run_file_is_read_back_as_it_was() -> None:
     assert run_file.model.carry == {"tokenizer": "x"}
 
 
+@pytest.mark.parametrize(("text", "rule"), [("off", None), ("anytime", "anytime"), ("{rule: sequential, z: 2}", "sequential")])
+def test_racing_is_off_a_rule_or_a_mapping(tmp_path: Path, text: str, rule: str | None) -> None:
+    """`racing` is off (which YAML reads as false), a rule's name, or a mapping; what is stored of it is read back as it was."""
+    (tmp_path / "run.yaml").write_text(f"problem: digits\nracing: {text}\n")
+    read = RunFile.load(tmp_path / "run.yaml")
+    assert (None if read.racing is None else read.racing["rule"]) == rule
+    assert RunFile.parse(read.model_dump(mode="json")) == read
+
+
 def test_overrides_take_the_place_of_what_the_file_says(tmp_path: Path) -> None:
     """Given values replace the file's, None leaves them."""
     (tmp_path / "run.yaml").write_text("problem: digits\nseed: 3\nbudget: {evaluations: 7}\nout: a\n")

@@ -10,35 +10,43 @@ import time
 from pathlib import Path
 
 from mergeopt.errors import StoreError
+from mergeopt.problem import Problem
 from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.run import Progress, Run, optimize
 from tests.study.analytic import Climber, Quadratic
+from tests.study.quiz import Quiz
 
 
-def run(folder: Path, budget: int, seconds: float) -> None:
-    """Make or resume the run, telling every step on standard output."""
+def run(folder: Path, budget: int, seconds: float, rule: str | None = None) -> None:
+    """Make or resume the run, telling every step on standard output; with a rule it is a race."""
 
     def tell(progress: Progress) -> None:
         print(progress.phase, progress.evaluations, flush=True)
 
     resume = (folder / "run.db").exists()
-    problem = Quadratic(seconds=seconds, fail=0.8)
+    problem: Problem = Quadratic(seconds=seconds, fail=0.8)
+    racing = None
+    if rule is not None:
+        from tests.study.test_racing import RULES
+
+        kinds, racing = RULES[rule]
+        problem = Quiz(kinds, seconds=seconds, fail=0.8)
     try:
-        optimize(problem, Climber(), budget=budget, seed=3, out=folder, resume=resume, progress=tell)
+        optimize(problem, Climber(), budget=budget, seed=3, out=folder, resume=resume, racing=racing, progress=tell)
     except Interrupted:
         print("stopped", flush=True)
     found = Run.open(folder)
     print(found.status, len(found.front), flush=True)
 
 
-def kill_until_finished(folder: Path, budget: int, seconds: float, kills: int) -> None:
+def kill_until_finished(folder: Path, budget: int, seconds: float, kills: int, rule: str | None = None) -> None:
     """Kill children at random moments, starting them again on the same folder; let the last one end."""
     rng = random.Random(0)
     hits = 0
     for attempt in range(kills + 1):
         pid = os.fork()
         if pid == 0:
-            run(folder, budget, seconds)
+            run(folder, budget, seconds, rule)
             os._exit(0)
         if attempt < kills:
             time.sleep(rng.uniform(0.0, 0.12))
@@ -50,7 +58,7 @@ def kill_until_finished(folder: Path, budget: int, seconds: float, kills: int) -
 
 if __name__ == "__main__":
     if sys.argv[1] == "kill":
-        kill_until_finished(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
+        kill_until_finished(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]), *sys.argv[6:7])
     elif sys.argv[1] == "full":
         import resource
 
