@@ -51,9 +51,9 @@ class Grid(torch.nn.Module):
             self.register_parameter(name, torch.nn.Parameter(torch.zeros(*shape)))
 
 
-def tiny_vit() -> PreTrainedModel:
-    """Return a ViT classifier of two layers for 8x8 grey pictures and five classes."""
-    return ViTForImageClassification(
+def tiny_vit(kind: type[PreTrainedModel] = ViTForImageClassification, labels: Sequence[str] = "abcde") -> PreTrainedModel:
+    """Return a ViT of two layers for 8x8 grey pictures: a classifier of them into five classes, or what else is asked for."""
+    return kind(
         ViTConfig(
             image_size=8,
             patch_size=4,
@@ -62,7 +62,7 @@ def tiny_vit() -> PreTrainedModel:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=32,
-            id2label=dict(enumerate("abcde")),
+            id2label=dict(enumerate(labels)),
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
