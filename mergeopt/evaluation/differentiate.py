@@ -212,8 +212,9 @@ class ModelGradients:
             for run in runs:
                 rows, gradient = materializer.rows[:, run.start : run.end], self._gradient[run.start : run.end].to(torch.float32)
                 for output, part in _plan_gradients(plan, rows, gradient):
-                    outputs.append(output)
-                    gradients.append(part)
+                    if output.requires_grad:  # a rule may use a parameter for some tensors alone
+                        outputs.append(output)
+                        gradients.append(part)
         torch.autograd.backward(outputs, gradients)
 
     def _model_loss(self, objective: Objective, loss: str, items: Sequence[int], weight: float | None) -> LossValue:
