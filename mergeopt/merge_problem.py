@@ -21,6 +21,7 @@ from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.heats import run_heat
 from mergeopt.evaluation.layer_major import LayerMajor
+from mergeopt.evaluation.measure import MeasuredExperts, Measuring
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
@@ -34,7 +35,7 @@ from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.operators.function import FunctionOperator, OperatorFactory
 from mergeopt.problem import Evaluation, Members, ProblemInfo, Proposal
-from mergeopt.recipe import Argument, Heads, Recipe, Source, content_hash, groups_json
+from mergeopt.recipe import Argument, Heads, Measured, Recipe, Source, content_hash, groups_json
 from mergeopt.registry import load
 from mergeopt.task import Objective, Part
 
@@ -80,6 +81,7 @@ class MergeProblem:
             do not fit into memory.
         name: for people.
         baselines: what every result is held against, of `base`, `experts`, `uniform`.
+        measuring: how experts are measured, for an operator that needs more of them than their weights.
 
     Raises:
         ConfigError: the operator, its parameters, or the objectives cannot be used as asked.
@@ -103,6 +105,7 @@ class MergeProblem:
         scoring: Scoring = "candidates",
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
+        measuring: Measuring | None = None,
     ) -> None:
         self.pool, self.name, self._baselines = pool, name, _known_baselines(baselines)
         self.operator = find_operator(operator, variant)
@@ -111,19 +114,28 @@ class MergeProblem:
         self.dtype, self.device, self.batch = pick_dtype(dtype), pick_device(device), batch
         self.layout = Layout(pool)
         self.objectives = self._compared(_checked(objectives, pool))
+        self.statistics = MeasuredExperts(pool.expert_names, self.objectives, measuring or Measuring())
+        self.statistics.check(self.operator)
         self.threads, self.prefixes, self.scoring = pick_threads(threads, self.layout.elements), prefixes, scoring
         if scoring == "layers" and prefixes is not None:
             raise ConfigError("memory: prefixes: nothing is kept where scoring is by layers; leave one of the two out")
+        if scoring == "layers" and self.operator.requires.statistics:
+            raise ConfigError(f"memory: scoring: layers: operator {self.operator.name!r} measures whole experts; use scoring: candidates")
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """What makes and scores whole candidates; making it loads the models.
+        """What makes and scores whole candidates; making it loads the models, and measures the experts where the operator needs it.
 
         Raises:
             ConfigError: candidates are scored layer by layer, and never whole.
         """
+        self._live.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
+        return self._live
+
+    @cached_property
+    def _live(self) -> Evaluator:
         self._check_whole()
-        evaluator = Evaluator(
+        return Evaluator(
             self.layout,
             self.objectives,
             self._find_operator,
@@ -133,8 +145,6 @@ class MergeProblem:
             threads=self.threads,
             prefixes=self.prefixes,
         )
-        evaluator.prepare(self.decode(np.full(self.coefficients.space.dim, 0.5)))
-        return evaluator
 
     @cached_property
     def _scorer(self) -> Evaluator | LayerMajor:
@@ -181,7 +191,7 @@ class MergeProblem:
         Raises:
             ConfigError: the recipe is of another operator, other models, or lies outside the space.
         """
-        ours = self.decode(np.full(self.coefficients.space.dim, 0.5))
+        ours = make_recipe(self.pool, self._sources, self.operator, self._midpoint, self.dtype)
         if recipe.heads is not None:
             recipe = replace(recipe, heads=replace(recipe.heads, written=None))  # a candidate has them all
         for what in ("operator", "variant", "exclude", "dtype", "heads"):
@@ -292,7 +302,7 @@ class MergeProblem:
         rule = self.operator if operator is None else find_operator(operator, variant)
         experts = self.pool.expert_names
         if operator is None:
-            arguments, learned = self._midpoint.arguments, self.coefficients.learnable()
+            arguments, learned = self._midpoint, self.coefficients.learnable()
         else:
             arguments, learned = _defaults(rule, experts), ["weight"]
         begun = {
@@ -305,7 +315,7 @@ class MergeProblem:
         """What determines the scores (content hashes of models and data, operator, space), where the models are, and how they are run."""
         base, experts = self._sources
         paths = {source.name: source.path for source in (base, *experts)}
-        return {**self._identity, "paths": paths, "evaluator": self._scorer.fingerprint}
+        return {**self._identity, "paths": paths, "evaluator": (self._live if self.scoring == "candidates" else self._scorer).fingerprint}
 
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
@@ -316,11 +326,12 @@ class MergeProblem:
             "experts": {source.name: source.hash for source in experts},
             "architecture": dict(self.pool.architecture.description),
             "operator": {"name": self.operator.name, "version": self.operator.version, "variant": self.operator.variant, **own},
-            "fixed": {name: _plain(a) for name, a in self._midpoint.arguments.items() if a.static},
+            "fixed": {name: _plain(a) for name, a in self._midpoint.items() if a.static},
             "space": self.coefficients.space.describe(),
-            "groups": {name: [groups_json(a.groups), a.curve] for name, a in self._midpoint.arguments.items()},
+            "groups": {name: [groups_json(a.groups), a.curve] for name, a in self._midpoint.items()},
             "exclude": list(self.pool.exclude),
             "generation": self.pool.carry.digests("generation"),
+            **({"statistics": told} if (told := self.statistics.describe(self.operator)) else {}),
             "dtype": str(self.dtype).removeprefix("torch."),
             **({"heads": self.pool.heads_described()} if self.pool.heads else {}),
             "objectives": [{"name": o.info.name, "direction": o.info.direction, **o.fingerprint} for o in self.objectives],
@@ -330,7 +341,7 @@ class MergeProblem:
         """Predicted bytes: of what the operator prepares, of the candidates, of the live model and of the largest tensor's temporaries;
         where candidates are compared with an expert, of its model too."""
         experts = len(self.pool.expert_names)
-        fixed = {name: None for name, argument in self._midpoint.arguments.items() if argument.static}
+        fixed = {name: None for name, argument in self._midpoint.items() if argument.static}
         rows = self.operator.rows(fixed, experts) if self.operator.expert_rows is None else experts + 1
         width = torch.empty(0, dtype=self.dtype).element_size()
         model = sum(self.pool.base.spec(name).elements for name in self.pool.base.names) * width
@@ -357,8 +368,8 @@ class MergeProblem:
         return sources_of(self.pool)
 
     @cached_property
-    def _midpoint(self) -> Recipe:
-        return self.decode(np.full(self.coefficients.space.dim, 0.5))
+    def _midpoint(self) -> Mapping[str, Argument]:
+        return self.coefficients.decode(np.full(self.coefficients.space.dim, 0.5))
 
     def _find_operator(self, name: str, variant: str) -> MergeOperator:
         if (name, variant) == (self.operator.name, self.operator.variant):
@@ -374,7 +385,8 @@ class MergeProblem:
         return self._recipe(rule, arguments)
 
     def _recipe(self, operator: MergeOperator, arguments: Mapping[str, Argument]) -> Recipe:
-        return make_recipe(self.pool, self._sources, operator, arguments, self.dtype)
+        measured = self.statistics.of(operator, lambda: self._live, self._sources[1], self.alone)
+        return make_recipe(self.pool, self._sources, operator, arguments, self.dtype, measured)
 
 
 class _Members:
@@ -427,7 +439,14 @@ def sources_of(pool: Pool) -> Sources:
     return base, tuple(experts)
 
 
-def make_recipe(pool: Pool, sources: Sources, operator: MergeOperator, arguments: Mapping[str, Argument], dtype: torch.dtype) -> Recipe:
+def make_recipe(
+    pool: Pool,
+    sources: Sources,
+    operator: MergeOperator,
+    arguments: Mapping[str, Argument],
+    dtype: torch.dtype,
+    statistics: Measured | None = None,
+) -> Recipe:
     """Return the recipe of an operator with these arguments over a pool.
 
     Args:
@@ -436,6 +455,7 @@ def make_recipe(pool: Pool, sources: Sources, operator: MergeOperator, arguments
         operator: the rule.
         arguments: one for each of its parameters.
         dtype: of the merged weights.
+        statistics: what the operator knows of the experts besides their weights, None for nothing.
     """
     base, experts = sources
     return Recipe(
@@ -449,6 +469,7 @@ def make_recipe(pool: Pool, sources: Sources, operator: MergeOperator, arguments
         dtype=str(dtype).removeprefix("torch."),
         carry=pool.carry.owners,
         heads=Heads(pool.head_mode, pool.head_tensors) if pool.heads else None,
+        statistics=statistics,
     )
 
 

@@ -12,11 +12,26 @@ from typing import Any
 from mergeopt.errors import RecipeError
 from mergeopt.lineage import Lineage
 
-__all__ = ["LEARNED", "Argument", "Heads", "Learned", "Recipe", "Source", "canonical_json", "content_hash", "groups_json", "ordered_json"]
+__all__ = [
+    "LEARNED",
+    "STATISTICS",
+    "Argument",
+    "Heads",
+    "Learned",
+    "Measured",
+    "Recipe",
+    "Source",
+    "canonical_json",
+    "content_hash",
+    "groups_json",
+    "ordered_json",
+]
 
 FORMAT = 1
 LEARNED = "learned"
 """Name under which a recipe's learned set may be relocated."""
+STATISTICS = "statistics"
+"""Name under which the statistics of a recipe's experts may be relocated."""
 
 
 def canonical_json(data: Any) -> str:
@@ -97,6 +112,19 @@ class Heads:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """Statistics of the experts on data, which the operator uses.
+
+    Args:
+        path: their folder; where it was found, not part of its identity.
+        hash: content hash of the statistics.
+    """
+
+    path: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A merge, as data.
 
@@ -113,6 +141,8 @@ class Recipe:
         lineage: how the merged models came to be of the experts, None where they are the experts themselves.
         learned: what is added to the merge, None for nothing.
         heads: what becomes of heads, None where they are merged like any tensor.
+        statistics: what the operator knows of the experts besides their weights, None for nothing. With a lineage, they are those of the
+            experts that the members began as.
     """
 
     base: Source
@@ -127,6 +157,7 @@ class Recipe:
     lineage: Lineage | None = None
     learned: Learned | None = None
     heads: Heads | None = None
+    statistics: Measured | None = None
 
     @property
     def key(self) -> str:
@@ -136,6 +167,8 @@ class Recipe:
             del source["path"]
         if self.learned is not None:
             del data["learned"]["path"]
+        if self.statistics is not None:
+            del data["statistics"]["path"]
         del data["carry"]
         return content_hash(data)
 
@@ -148,6 +181,8 @@ class Recipe:
             more["learned"] = {"path": self.learned.path, "hash": self.learned.hash, "preference": dict(self.learned.preference)}
         if self.heads is not None:
             more["heads"] = {"mode": self.heads.mode, "tensors": list(self.heads.tensors), "written": self.heads.written}
+        if self.statistics is not None:
+            more["statistics"] = {"path": self.statistics.path, "hash": self.statistics.hash}
         return {
             "format": FORMAT,
             "base": _source_json(self.base),
@@ -196,6 +231,7 @@ class Recipe:
                 lineage=_lineage(data),
                 learned=_learned(data["learned"]) if "learned" in data else None,
                 heads=_heads(data) if "heads" in data else None,
+                statistics=_measured(data["statistics"]) if "statistics" in data else None,
             )
         except RecipeError:
             raise
@@ -228,12 +264,14 @@ class Recipe:
             RecipeError: a name is not a source of this recipe.
         """
         known = [self.base.name, *(source.name for source in self.experts), *([] if self.learned is None else [LEARNED])]
+        known += [] if self.statistics is None else [STATISTICS]
         for name in places:
             if name not in known:
                 raise RecipeError(f"the recipe has no source {name!r}; it has {', '.join(known)}")
-        learned = self.learned
+        learned, measured = self.learned, self.statistics
         return replace(
             self,
+            statistics=None if measured is None else replace(measured, path=places.get(STATISTICS, measured.path)),
             learned=None if learned is None else replace(learned, path=places.get(LEARNED, learned.path)),
             base=replace(self.base, path=places.get(self.base.name, self.base.path)),
             experts=tuple(replace(source, path=places.get(source.name, source.path)) for source in self.experts),
@@ -273,6 +311,10 @@ def _heads(data: Mapping[str, Any]) -> Heads:
     if written is not None and written not in experts:
         raise RecipeError(f"damaged recipe: it writes the head of {written!r}, its experts are {', '.join(experts)}")
     return Heads(_text(given["mode"]), tuple(_text(pattern) for pattern in given["tensors"]), written)
+
+
+def _measured(data: Any) -> Measured:
+    return Measured(_text(data["path"]), _text(data["hash"]))
 
 
 def _source_json(source: Source) -> dict[str, Any]:

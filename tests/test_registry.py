@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,3 +110,14 @@ def test_every_announced_entry_point_exists() -> None:
     assert {entry.group for entry in ours} >= set(GROUPS.values())
     for entry in ours:
         assert entry.load() is not None
+
+
+def test_every_operator_is_documented() -> None:
+    """`docs/operators.md` names every operator that is registered, with each of its variants where it has several."""
+    text = (Path(__file__).parent.parent / "docs" / "operators.md").read_text(encoding="utf-8")
+    rows = {name: line for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    ours = [entry.name for entry in importlib.metadata.entry_points(group="mergeopt.operators") if entry.value.startswith("mergeopt.")]
+    assert sorted(rows) == sorted(set(ours))
+    for name in rows:
+        variants = load("operators", name)().variants
+        assert all(f"`{variant}`" in rows[name] for variant in (variants if len(variants) > 1 else ()))

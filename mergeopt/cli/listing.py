@@ -48,6 +48,7 @@ def _operator(name: str) -> dict[str, Any]:
     return {
         "version": operator.version,
         "variants": list(operator.variants),
+        "statistics": list(operator.requires.statistics),
         "doc": (inspect.getdoc(operator) or "").split("\n", 1)[0],
         "parameters": [
             {
@@ -77,6 +78,8 @@ def _sheet(operator: dict[str, Any]) -> RenderableType:
     lines: list[RenderableType] = [Text.assemble((operator["name"], "bold"), f"  {operator['doc']}")]
     if len(operator["variants"]) > 1:
         lines.append(Text(f"  variants: {', '.join(operator['variants'])}"))
+    if operator["statistics"]:
+        lines.append(Text(f"  measures each expert ({', '.join(operator['statistics'])}) on the data of objectives that say `expert:`"))
     return Group(*lines, table, Text(""))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mergeopt.config.run_file import RunFile, call, named, option_names
 from mergeopt.errors import ConfigError, SourceError, UserError, nearest
 from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetric
+from mergeopt.evaluation.measure import Measuring
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.user_functions import load_function
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
@@ -104,7 +105,24 @@ def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective
         threads=run_file.threads,
         name=name,
         baselines=[kind for kind in run_file.baselines if kind != "random"],
+        measuring=_measuring(run_file, root, pool),
     )
+
+
+def _measuring(run_file: RunFile, root: Path, pool: Pool) -> Measuring:
+    """Return how experts are measured: on the tasks of their objectives, or on the same tasks over another split of their data."""
+    given = run_file.merge.statistics
+    if given.split is None:
+        return Measuring(given.items, given.seed, given.labels)
+    tasks: dict[str, list[Task]] = {}
+    for entry in run_file.objectives or []:
+        if isinstance(entry, dict) and "expert" in entry and "task" in entry:
+            where = f"merge: statistics: split {given.split}: {entry['name']}"
+            if not isinstance(entry.get("data"), Mapping) or "search" not in entry["data"]:
+                raise ConfigError(f"{where}: expected an objective with data that has a key 'search', whose place the split takes")
+            data = {key: value for key, value in entry["data"].items() if key != "report"} | {"search": given.split}
+            tasks.setdefault(entry["expert"], []).append(_task({**entry, "data": data}, root, pool, where))
+    return Measuring(given.items, given.seed, given.labels, tasks)
 
 
 def _pool(run_file: RunFile, base: str, experts: Mapping[str, str] | list[str]) -> Pool:

@@ -60,6 +60,15 @@ class Model(_Section):
         return {kind: name for kind, name in self if kind != "dtype" and name is not None}
 
 
+class Statistics(_Section):
+    """Section `merge.statistics`: how experts are measured before a merge, by operators that need it."""
+
+    items: int = Field(default=256, gt=0)
+    seed: int = Field(default=0, ge=0)
+    labels: Literal["model", "argmax", "data"] = "model"
+    split: str | None = None
+
+
 class Merge(_Section):
     """Section `merge`: the rule and what of it varies."""
 
@@ -70,6 +79,7 @@ class Merge(_Section):
     heads: str = "shared"
     head_tensors: tuple[str, ...] = ()
     parameters: dict[str, Any] | None = None
+    statistics: Statistics = Statistics()
 
 
 class Budgeted(_Section):
@@ -305,5 +315,7 @@ def _keys(location: Sequence[str]) -> list[str]:
     section: Any = RunFile
     for part in location:
         annotation = section.model_fields[part].annotation
-        section = next((kind for kind in (Model, Merge, Budgeted) if kind is annotation or kind.__name__ in str(annotation)), RunFile)
+        section = next(
+            (kind for kind in (Model, Merge, Statistics, Budgeted) if kind is annotation or kind.__name__ in str(annotation)), RunFile
+        )
     return list(section.model_fields)

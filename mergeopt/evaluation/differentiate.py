@@ -354,5 +354,6 @@ def _quotient_gradient(plan: Rational, rows: torch.Tensor, gradient: torch.Tenso
         divisor = below.clamp(min=plan.floor)
         scaled = gradient[start : start + size] / divisor
         out = (coefficients @ numerators) / divisor
-        total += numerators @ scaled - denominators @ (scaled * out * (below > plan.floor))
+        # The difference of the two comes first: it is small where the experts differ by little.
+        total += (numerators - denominators * (out * (below > plan.floor))) @ scaled
     return total

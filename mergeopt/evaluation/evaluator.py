@@ -14,8 +14,9 @@ import torch
 
 from mergeopt.errors import CandidateError, RecipeError
 from mergeopt.evaluation.arena import CandidateArena, DeltaArena
+from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.fingerprint import fingerprint
-from mergeopt.evaluation.materialize import Contents, Materializer, Stack, Values, stream
+from mergeopt.evaluation.materialize import Contents, Materializer, Stack, StatisticsOf, Values, stream
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
 from mergeopt.evaluation.race import Censored
@@ -28,6 +29,7 @@ from mergeopt.models.groups import Grouping, grouping
 from mergeopt.models.layout import Layout, Segment
 from mergeopt.operators.contract import MergeOperator
 from mergeopt.recipe import LEARNED, Argument, Learned, Recipe
+from mergeopt.statistics import ExpertStatistics
 from mergeopt.task import Objective, Part, Score
 
 __all__ = ["Evaluator", "FindOperator", "Outcome", "corrected", "kind_of", "open_learned", "recipe_values"]
@@ -90,6 +92,7 @@ class Evaluator:
         self._contents = [Contents() for _ in range(batch)]  # of the arena's rows
         self._materializers: dict[str, Materializer] = {}
         self._learned: dict[str, LearnedSet] = {}
+        self._measured: dict[str, ExpertStatistics] = {}
         self._groupings: dict[str, Grouping] = {}
         self.prefixes = PrefixCache(prefixes) if prefixes is not None else None
         for objective in self.objectives:
@@ -108,7 +111,8 @@ class Evaluator:
                 self._sources = source_rows(self.layout, self.device)
             found = self._materializer(operator, recipe)
             if found is None:
-                found = Materializer(self.layout, operator, self.values(operator, recipe), self.device)
+                statistics = self._statistics(operator, recipe)
+                found = Materializer(self.layout, operator, self.values(operator, recipe), self.device, statistics=statistics)
                 self._materializers[_prepared(recipe)] = found
         return found
 
@@ -262,8 +266,9 @@ class Evaluator:
     def _stream(self, operator: MergeOperator, recipe: Recipe, values: Values, row: int) -> str | None:
         correct = self._corrected(recipe)
         self.forget(row)
+        statistics = self._statistics(operator, recipe)
         try:
-            for segment, tensor in stream(self.layout, operator, values, self.device, self._stack(recipe)):
+            for segment, tensor in stream(self.layout, operator, values, self.device, self._stack(recipe), statistics):
                 correction = correct(segment)
                 made = tensor if correction is None else tensor + correction
                 self.arena.rows[row, segment.start : segment.end] = made.reshape(-1).to(self.dtype)
@@ -278,6 +283,9 @@ class Evaluator:
         self._hold(recipe.lineage)
         members = self._population.rows if self._population is not None else torch.empty(0)
         return lambda segment: members[:, segment.start : segment.end].view(len(members), *segment.shape)
+
+    def _statistics(self, operator: MergeOperator, recipe: Recipe) -> StatisticsOf | None:
+        return recipe_statistics(operator, recipe, self.layout, self.device, self._measured)
 
     def values(self, operator: MergeOperator, recipe: Recipe) -> Values:
         """Return the parameter values of a recipe.
@@ -380,6 +388,7 @@ def kind_of(recipe: Recipe) -> str:
 
 
 def _prepared(recipe: Recipe) -> str:
-    """What recipes must share to be made of the same prepared rows: the operator and what is fixed."""
+    """What recipes must share to be made of the same prepared rows: the operator, what is fixed and what was measured."""
     fixed = [[name, _grouping_key(argument), argument.values] for name, argument in recipe.arguments.items() if argument.static]
-    return json.dumps([recipe.operator, recipe.operator_version, recipe.variant, fixed], sort_keys=True)
+    measured = None if recipe.statistics is None else recipe.statistics.hash
+    return json.dumps([recipe.operator, recipe.operator_version, recipe.variant, fixed, measured], sort_keys=True)

@@ -35,7 +35,7 @@ from mergeopt.operators.contract import (
 )
 from mergeopt.recipe import groups_json
 
-__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Measured", "Run", "Stack", "TensorMaker", "Values", "stream"]
+__all__ = ["CHUNK", "Cell", "Contents", "Materializer", "Run", "Stack", "StatisticsOf", "TensorMaker", "Values", "stream"]
 
 CHUNK = 8  # candidates per GEMM: at 32 the output no longer fits the caches and half of the bandwidth is lost
 
@@ -43,7 +43,7 @@ Values = Mapping[str, ParameterValues]
 """The parameter values of one candidate, by name."""
 Stack = Callable[[Segment], torch.Tensor]
 """Gives what is merged for one tensor, float32 [K, *shape]: the experts, or members that evolved from them."""
-Measured = Callable[[str], Statistics]
+StatisticsOf = Callable[[str], Statistics]
 """Gives what was measured of the experts for a tensor, by its stored name."""
 
 
@@ -95,7 +95,7 @@ class Materializer:
         device: where candidates are made.
         sources: base and experts as they are, [K + 1, P] float32; given for an operator whose rows are these (`expert_rows`), nothing is
             prepared, and a row that changes later changes what is made.
-        measured: gives the statistics that the operator requires, None where it requires none.
+        statistics: gives those that the operator requires, None where it requires none.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Materializer:
         like: Values,
         device: torch.device,
         sources: torch.Tensor | None = None,
-        measured: Measured | None = None,
+        statistics: StatisticsOf | None = None,
     ) -> None:
         self.layout, self.operator, self.device = layout, operator, device
         self._states: list[Hashable] = [None] * len(layout.segments)
@@ -119,7 +119,7 @@ class Materializer:
         for index, segment in enumerate(layout.segments):
             base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
             out = self.rows[:, segment.start : segment.end]
-            self._states[index] = _prepare(operator, segment, (base, experts), fixed.at(index), overall, out, measured)
+            self._states[index] = _prepare(operator, segment, (base, experts), fixed.at(index), overall, out, statistics)
 
     def __call__(self, candidates: Sequence[Values], out: torch.Tensor, contents: Sequence[Contents] | None = None) -> list[str | None]:
         """Write the weights of n candidates into rows [n, P] and return what is wrong with each, None where nothing is.
@@ -161,7 +161,7 @@ def stream(
     values: Values,
     device: torch.device,
     stack: Stack | None = None,
-    measured: Measured | None = None,
+    statistics: StatisticsOf | None = None,
 ) -> Iterator[tuple[Segment, torch.Tensor]]:
     """Make one candidate tensor by tensor: yields each segment with its merged tensor, float32 [*shape].
 
@@ -173,12 +173,12 @@ def stream(
         values: of its parameters.
         device: where it is made.
         stack: gives what is merged; None for the experts.
-        measured: gives the statistics that the operator requires, None where it requires none.
+        statistics: gives those that the operator requires, None where it requires none.
 
     Raises:
         CandidateError: it cannot be made.
     """
-    maker = TensorMaker(layout, operator, [values], device, stack, measured)
+    maker = TensorMaker(layout, operator, [values], device, stack, statistics)
     for index, segment in enumerate(layout.segments):
         out = maker.make(index)
         if maker.errors[0] is not None:
@@ -195,7 +195,7 @@ class TensorMaker:
         candidates: parameter values of equal groupings, with equal fixed values.
         device: where they are made.
         stack: gives what is merged; None for the experts.
-        measured: gives the statistics that the operator requires, None where it requires none.
+        statistics: gives those that the operator requires, None where it requires none.
     """
 
     def __init__(
@@ -205,10 +205,10 @@ class TensorMaker:
         candidates: Sequence[Values],
         device: torch.device,
         stack: Stack | None = None,
-        measured: Measured | None = None,
+        statistics: StatisticsOf | None = None,
     ) -> None:
         self.errors: list[str | None] = [None] * len(candidates)
-        self._layout, self._operator, self._device, self._measured = layout, operator, device, measured
+        self._layout, self._operator, self._device, self._statistics = layout, operator, device, statistics
         self._fixed, self._stack = _Fixed(candidates[0]), stack or _from_pool(layout, device)
         self._overall = _overall(layout, operator, self._fixed, device, self._stack)
         parts = [range(start, min(start + CHUNK, len(candidates))) for start in range(0, len(candidates), CHUNK)]
@@ -225,7 +225,7 @@ class TensorMaker:
         operator, segment, static = self._operator, self._layout.segments[index], self._fixed.at(index)
         base, experts = self._layout.pool.read_base(segment.name, self._device), self._stack(segment)
         rows = torch.zeros((operator.rows(static, len(experts)), base.numel()), dtype=torch.float32, device=self._device)
-        state = _prepare(operator, segment, (base, experts), static, self._overall, rows, self._measured)
+        state = _prepare(operator, segment, (base, experts), static, self._overall, rows, self._statistics)
         out = torch.empty((len(self.errors), base.numel()), dtype=torch.float32, device=self._device)
         for where, arguments_at in self._parts:
             plan = operator.lower(state, arguments_at(index))
@@ -265,10 +265,10 @@ def _prepare(
     static: Static,
     overall: Any,
     out: torch.Tensor,
-    measured: Measured | None,
+    statistics: StatisticsOf | None,
 ) -> Any:
-    statistics = None if measured is None else measured(segment.name)
-    return operator.prepare(*sources, static, overall, out, segment.name, statistics)
+    measured = None if statistics is None else statistics(segment.name)
+    return operator.prepare(*sources, static, overall, out, segment.name, measured)
 
 
 def _cells(segments: Sequence[Segment], states: Sequence[Hashable], like: Values) -> list[Cell]:

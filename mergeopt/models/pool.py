@@ -27,7 +27,7 @@ IN_HEADS = "in heads"
 """What coverage calls the tensors of heads that stay apart."""
 
 COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
-RESERVED = ("base", "learned")
+RESERVED = ("base", "learned", "statistics")
 """Names of a recipe's other sources."""
 STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
 

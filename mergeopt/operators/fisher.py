@@ -78,8 +78,9 @@ class Fisher:
             raise ConfigError("fisher: expected the Fisher information of every expert, got none")
         count = len(experts)
         shares = self._shares(experts, static, statistics).reshape(count, -1)
-        # A factor common to all experts cancels: powers of two bring the largest share to [1/2, 1), far from both ends of float32.
-        shares = torch.ldexp(shares, -torch.frexp(shares.amax(dim=0)).exponent)
+        # A factor common to all experts cancels: powers of two bring the largest share near 2^32, so that products with weights of 10^-38
+        # lose no bits, and those with weights of 10^28 are finite.
+        shares = torch.ldexp(shares, 32 - torch.frexp(shares.amax(dim=0)).exponent)
         out[count:], out[:count] = divided_back(shares, experts.reshape(count, -1))
 
     def lower(self, state: Any, arguments: Arguments) -> Rational:

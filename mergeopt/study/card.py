@@ -37,6 +37,9 @@ def model_card(recipe: Recipe, scores: Mapping[str, float], report: Mapping[str,
     if recipe.learned is not None:
         asked = ", ".join(f"{name} {share:.3g}" for name, share in recipe.learned.preference.items())
         lines += ["", f"A learned set (content hash `{recipe.learned.hash[:16]}`) corrects the merge for the preference {asked}."]
+    if recipe.statistics is not None:
+        stale = " as they were before they evolved" if recipe.lineage is not None else ""
+        lines += ["", f"It uses what was measured of the experts{stale} (statistics of content hash `{recipe.statistics.hash[:16]}`)."]
     lines += [""]
     lines += ["| source | content hash |", "|---|---|"]
     lines += [f"| {source.name} | `{source.hash[:16]}` |" for source in (recipe.base, *recipe.experts)]

@@ -12,6 +12,7 @@ import torch
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.device import pick_dtype
 from mergeopt.evaluation.evaluator import corrected, recipe_values
+from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.materialize import stream
 from mergeopt.genomes.preferences import spread_preferences
 from mergeopt.learned import LearnedSet
@@ -157,7 +158,8 @@ class LearnedFront:
     def _merged(self) -> list[tuple[Segment, torch.Tensor]]:
         """The merge that every preference corrects, float32, made once."""
         values = recipe_values(self._rule, self._merge, self._layout, {})
-        return list(stream(self._layout, self._rule, values, torch.device("cpu")))
+        statistics = recipe_statistics(self._rule, self._merge, self._layout)
+        return list(stream(self._layout, self._rule, values, torch.device("cpu"), statistics=statistics))
 
     def _tensors(self, preference: Preference) -> list[tuple[Segment, torch.Tensor]]:
         asked = self.recipe(preference).learned

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mergeopt.config import RunFile, build_operator, build_pool
+from mergeopt.config import RunFile, build_operator, build_pool, build_problem
 from mergeopt.errors import ConfigError, PluginError, nearest
 from mergeopt.evaluation.device import pick_dtype
 from mergeopt.genomes.coefficients import CoefficientSpace
-from mergeopt.merge_problem import find_operator, make_recipe, sources_of
+from mergeopt.merge_problem import MergeProblem, find_operator, make_recipe, sources_of
+from mergeopt.operators.contract import MergeOperator
 from mergeopt.operators.function import OperatorFactory
-from mergeopt.recipe import Recipe
+from mergeopt.recipe import Measured, Recipe
 from mergeopt.registry import names
 from mergeopt.study.export import ExportReport, export_model, open_pool
 
@@ -24,13 +25,13 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path, head: str | None =
     """Make the merge that a merge file describes; its parameters are numbers, those it does not name have their defaults.
 
     Args:
-        run_file: base, experts, model and merge of it count.
+        run_file: base, experts, model and merge of it count; objectives, where the operator measures the experts on their data.
         root: folder that its relative paths start from.
         to: folder to write.
         head: where heads are separate, whose to write, `all` for a folder each.
 
     Raises:
-        ConfigError: a parameter is a range, or it is not said whose head is meant.
+        ConfigError: a parameter is a range, it is not said whose head is meant, or there is nothing to measure the experts on.
         UserError: models cannot be read or do not fit together, or the folder is taken.
     """
     if run_file.problem is not None:
@@ -44,8 +45,22 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path, head: str | None =
             f"merge: one merge needs numbers, but {coefficients.space.names[0]} has a range; give a number, or search with mergeopt run"
         )
     arguments = coefficients.decode(np.empty(0))
-    recipe = make_recipe(pool, sources_of(pool), operator, arguments, pick_dtype(run_file.model.dtype))
+    measured = _measured(run_file, root, operator)
+    recipe = make_recipe(pool, sources_of(pool), operator, arguments, pick_dtype(run_file.model.dtype), measured)
     return export_model(pool, recipe, to, operator=operator, head=head)
+
+
+def _measured(run_file: RunFile, root: Path, operator: MergeOperator) -> Measured | None:
+    """Return the statistics that an operator requires, measured on the data of the merge file's objectives; None where it requires none."""
+    if not operator.requires.statistics:
+        return None
+    if not run_file.objectives:
+        raise ConfigError(
+            f"merge: operator {operator.name!r} measures every expert on data of its own; give the merge file objectives with the key "
+            "`expert`, as a run file has them"
+        )
+    problem = build_problem(run_file, root)
+    return problem.merged().statistics if isinstance(problem, MergeProblem) else None
 
 
 def merge_recipe(

@@ -27,7 +27,7 @@ from mergeopt.evaluation.racing import Racing
 from mergeopt.genomes.space import Choice, Dimension, Float, Int, Simplex, Space
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import ModelProblem, Problem, ProblemInfo, Proposal, RacedProblem
-from mergeopt.recipe import LEARNED, ordered_json
+from mergeopt.recipe import LEARNED, STATISTICS, ordered_json
 from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.database import DATABASE
 from mergeopt.study.export import ExportReport, export_model
@@ -89,7 +89,12 @@ class Run:
         Raises:
             UserError: it cannot be built again: the run was not made from a run file, or its models, data or code are not what they were.
         """
-        return self._problem if self._problem is not None else rebuild(self.header, self.info.fingerprint)
+        if self._problem is not None:
+            return self._problem
+        problem = rebuild(self.header, self.info.fingerprint)
+        if isinstance(problem, MergeProblem):
+            problem.statistics.keep(self.folder / STATISTICS)
+        return problem
 
     @functools.cached_property
     def info(self) -> ProblemInfo:
@@ -184,6 +189,8 @@ class Run:
         operator = problem.operator if problem.operator.name == recipe.operator else None
         if recipe.learned is not None and (moved := self.folder / LEARNED_SETS / Path(recipe.learned.path).name).is_dir():
             recipe = recipe.relocated({LEARNED: str(moved.absolute())})  # the run's folder may have moved since
+        if recipe.statistics is not None and (moved := self.folder / STATISTICS / Path(recipe.statistics.path).name).is_dir():
+            recipe = recipe.relocated({STATISTICS: str(moved.absolute())})
         return export_model(
             problem.pool,
             recipe,
@@ -266,6 +273,8 @@ def optimize(
         header = {"strategy": strategy, **(header or {})}
         strategy = strategy_from(strategy)
     _check(problem, strategy, budget=spend, seed=seed, batch=batch, init=init)
+    if isinstance(problem, MergeProblem):
+        problem.statistics.keep(folder / STATISTICS)
     race = race_of(problem, Racing.of(racing), seed)
     described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
     described["racing"] = None if race is None else race.racing.describe()

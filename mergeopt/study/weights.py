@@ -9,6 +9,7 @@ import torch
 from mergeopt.errors import CandidateError
 from mergeopt.evaluation.device import pick_dtype
 from mergeopt.evaluation.evaluator import corrected, open_learned, recipe_values
+from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.materialize import Stack, stream
 from mergeopt.evaluation.offspring import replay
 from mergeopt.merge_problem import find_operator
@@ -58,8 +59,9 @@ def make_tensors(
     rule = operator or find_operator(recipe.operator, recipe.variant)
     values = recipe_values(rule, recipe, layout, {})
     learned = None if recipe.learned is None else corrected(layout, open_learned(recipe.learned), recipe.learned)
+    statistics = recipe_statistics(rule, recipe, layout)
     with torch.no_grad():
-        for segment, tensor in stream(layout, rule, values, CPU, _members(pool, recipe)):
+        for segment, tensor in stream(layout, rule, values, CPU, _members(pool, recipe), statistics):
             correction = None if learned is None else learned(segment)
             made = tensor if correction is None else tensor + correction
             yield pool.stored(head or "base", segment.name), _finite(made, dtype, segment.name)

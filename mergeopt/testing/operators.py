@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.compiled import same_bits
 from mergeopt.evaluation.elementwise import run
-from mergeopt.evaluation.materialize import Materializer, Measured, Values, stream
+from mergeopt.evaluation.materialize import Materializer, StatisticsOf, Values, stream
 from mergeopt.genomes.coefficients import parameter_values
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
@@ -243,12 +243,12 @@ class OperatorContract:
         for static in _splits(operator, self.fixed):
             candidates = _candidates(layout, operator, self.arguments(17, experts, seed=4), static, groups)
             together = _made(layout, operator, candidates, measured)
-            materializer = Materializer(layout, operator, candidates[0], CPU, measured=measured)
+            materializer = Materializer(layout, operator, candidates[0], CPU, statistics=measured)
             for index in (0, 7, 16):
                 alone = torch.zeros(1, layout.size)
                 assert materializer([candidates[index]], alone) == [None]
                 assert torch.equal(alone[0], together[index])
-            for segment, tensor in stream(layout, operator, candidates[16], CPU, measured=measured):
+            for segment, tensor in stream(layout, operator, candidates[16], CPU, statistics=measured):
                 assert torch.equal(tensor.reshape(-1), together[16, segment.start : segment.end]), segment.name
             assert torch.equal(_made(layout, operator, candidates, measured), together)
 
@@ -386,7 +386,7 @@ def _candidates(
     return candidates
 
 
-def _made(layout: Layout, operator: MergeOperator, candidates: Sequence[Values], measured: Measured) -> torch.Tensor:
+def _made(layout: Layout, operator: MergeOperator, candidates: Sequence[Values], measured: StatisticsOf) -> torch.Tensor:
     out = torch.zeros(len(candidates), layout.size)
-    assert Materializer(layout, operator, candidates[0], CPU, measured=measured)(candidates, out) == [None] * len(candidates)
+    assert Materializer(layout, operator, candidates[0], CPU, statistics=measured)(candidates, out) == [None] * len(candidates)
     return out

@@ -47,7 +47,8 @@ def front(folder: Path) -> dict[str, Any]:
 
 
 def _anywhere(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a recipe whose learned set is named by its folder alone: the place before that is the run's own folder."""
-    if recipe is not None and "learned" in recipe:
-        recipe["learned"]["path"] = Path(recipe["learned"]["path"]).name
+    """Return a recipe whose learned set and statistics are named by their folders alone: the place before that is the run's own folder."""
+    for key in ("learned", "statistics"):
+        if recipe is not None and key in recipe:
+            recipe[key]["path"] = Path(recipe[key]["path"]).name
     return recipe
