@@ -329,7 +329,7 @@ def corrected(
         RecipeError: the set corrects a tensor that is not merged here, or of another shape.
     """
     shapes = {segment.name: segment.shape for segment in layout.segments}
-    preference = learned.check_preference(asked.preference)
+    preference = learned.check_preference(asked.preference).to(device)
     for name, factors in learned.factors.items():
         shape = (len(factors.left), len(factors.right))
         if shapes.get(name) != shape:  # before a product that may be of any size is made
@@ -341,7 +341,7 @@ def corrected(
 
     @torch.no_grad()
     def correction(segment: Segment) -> torch.Tensor | None:
-        return learned.delta(segment.name, preference).to(device) if segment.name in learned.factors else None
+        return learned.delta(segment.name, preference) if segment.name in learned.factors else None
 
     return correction
 

@@ -57,13 +57,12 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What a written model is held against: objectives, what the store says of them, and how they are measured."""
+    """What a written model is held against: objectives, what the store says of them, and where they are measured."""
 
     objectives: Sequence[Objective]
     promised: Mapping[str, float]
     reported: Mapping[str, float]
-    device: str
-    threads: int | None
+    device: torch.device
 
     def of(self, pool: Pool, head: str | None) -> _Held:
         """Return what concerns one head: all of it where heads are shared."""
@@ -101,7 +100,7 @@ def export_model(
         objectives: what to score the reloaded model by, on the search part.
         promised: objective -> value the reloaded model must score.
         reported: objective -> value on the report part, for the model card.
-        device: where to score.
+        device: where the model is made and scored: the search's, for the bits that it scored.
         threads: that torch computes with, None to choose by the model's size; other threads than the search's may give other last bits.
         head: where heads are separate, the expert whose head to write, `all` for a folder each, named after the experts; None for the one
             that the recipe names, or the only one.
@@ -118,7 +117,8 @@ def export_model(
     _check_sources(pool, recipe)
     asked = head if head is not None or recipe.heads is None else recipe.heads.written
     heads = pool.heads_asked(asked)
-    held = _Held(objectives, promised or {}, reported or {}, device, threads)
+    held = _Held(objectives, promised or {}, reported or {}, pick_device(device))
+    threads = pick_threads(threads, sum(pool.spec(name).elements for name in pool.names))
     partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
     scores: dict[str, float] = {}
     expected: dict[str, float] = {}
@@ -127,9 +127,10 @@ def export_model(
             place, own = partial / str(one) if asked == ALL_HEADS else partial, held.of(pool, one)
             place.mkdir(parents=True)
             written = recipe if recipe.heads is None else replace(recipe, heads=replace(recipe.heads, written=one))
-            _write(pool, written, operator, place)
             (place / "README.md").write_text(model_card(written, own.promised, own.reported), encoding="utf-8")
-            found, unscored = _rescore(pool, place, written, own)
+            with computing_threads(threads):
+                _write(pool, written, operator, place, held.device)
+                found, unscored = _rescore(pool, place, written, own)
             scores, expected = {**scores, **found}, {**expected, **own.promised}
         report = replace(_compare(folder, _counts(pool, heads), scores, expected), unscored=unscored)
         if folder.exists():
@@ -180,10 +181,10 @@ def _head(recipe: Recipe) -> str | None:
     return None if recipe.heads is None else recipe.heads.written
 
 
-def _write(pool: Pool, recipe: Recipe, operator: MergeOperator | None, folder: Path) -> None:
-    """Write everything but the card into an empty folder, one tensor at a time, and read the tensors back."""
+def _write(pool: Pool, recipe: Recipe, operator: MergeOperator | None, folder: Path, device: torch.device) -> None:
+    """Write everything but the card into a folder, one tensor at a time, and read the tensors back."""
     writer = TensorWriter(folder, tensor_specs(pool, recipe, _head(recipe)))
-    for name, tensor in make_tensors(pool, recipe, operator, _head(recipe)):
+    for name, tensor in make_tensors(pool, recipe, operator, _head(recipe), device):
         writer.write(name, tensor)
     writer.check()
     _architecture(pool, recipe).write_config(folder, pick_dtype(recipe.dtype))
@@ -196,16 +197,15 @@ def _rescore(pool: Pool, folder: Path, recipe: Recipe, held: _Held) -> tuple[dic
     """Return what the model in a folder scores, or why it could not be scored."""
     if not held.objectives:
         return {}, None
-    written, place = Checkpoint(folder), pick_device(held.device)
+    written, place = Checkpoint(folder), held.device
     needed, there = sum(written.spec(name).bytes for name in written.names), room(place)
     if needed > there.bytes:
         return {}, f"its weights take {size_text(needed)}, and there are {size_text(there.bytes)} ({there.bound})"
     architecture = _architecture(pool, recipe)
     if isinstance(architecture, HubArchitecture):
         architecture = HubArchitecture(folder)
-    with computing_threads(pick_threads(held.threads, sum(pool.spec(name).elements for name in pool.names))):
-        model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
-        return {name: score.value for name, score in score_model(lambda _: model, held.objectives, "search", place).items()}, None
+    model = architecture.load(written, pick_dtype(recipe.dtype)).to(place)
+    return {name: score.value for name, score in score_model(lambda _: model, held.objectives, "search", place).items()}, None
 
 
 def _counts(pool: Pool, heads: Sequence[str | None]) -> dict[str, int]:

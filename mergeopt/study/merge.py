@@ -25,7 +25,7 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path, head: str | None =
     """Make the merge that a merge file describes; its parameters are numbers, those it does not name have their defaults.
 
     Args:
-        run_file: base, experts, model and merge of it count; objectives, where the operator measures the experts on their data.
+        run_file: base, experts, model, merge and device of it count; objectives, where the operator measures the experts on their data.
         root: folder that its relative paths start from.
         to: folder to write.
         head: where heads are separate, whose to write, `all` for a folder each.
@@ -47,7 +47,7 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path, head: str | None =
     arguments = coefficients.decode(np.empty(0))
     measured = _measured(run_file, root, operator)
     recipe = make_recipe(pool, sources_of(pool), operator, arguments, pick_dtype(run_file.model.dtype), measured)
-    return export_model(pool, recipe, to, operator=operator, head=head)
+    return export_model(pool, recipe, to, operator=operator, device=run_file.device, head=head)
 
 
 def _measured(run_file: RunFile, root: Path, operator: MergeOperator) -> Measured | None:

@@ -39,7 +39,7 @@ def tensor_specs(pool: Pool, recipe: Recipe, head: str | None = None) -> dict[st
 
 
 def make_tensors(
-    pool: Pool, recipe: Recipe, operator: MergeOperator | None = None, head: str | None = None
+    pool: Pool, recipe: Recipe, operator: MergeOperator | None = None, head: str | None = None, device: torch.device = CPU
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of a recipe's model with its stored name, on the CPU and in the recipe's type: the bits that were scored.
 
@@ -50,6 +50,7 @@ def make_tensors(
         recipe: the candidate.
         operator: the recipe's operator, None to find it by name.
         head: where heads are separate, the expert whose head the model has.
+        device: where they are made; on another than the search's, rules that are not linear may give other last bits.
 
     Raises:
         CandidateError: a weight is not finite, or does not fit into the type.
@@ -58,13 +59,13 @@ def make_tensors(
     layout, dtype = Layout(pool), pick_dtype(recipe.dtype)
     rule = operator or find_operator(recipe.operator, recipe.variant)
     values = recipe_values(rule, recipe, layout, {})
-    learned = None if recipe.learned is None else corrected(layout, open_learned(recipe.learned), recipe.learned)
+    learned = None if recipe.learned is None else corrected(layout, open_learned(recipe.learned), recipe.learned, device)
     statistics = recipe_statistics(rule, recipe, layout)
     with torch.no_grad():
-        for segment, tensor in stream(layout, rule, values, CPU, _members(pool, recipe), statistics):
+        for segment, tensor in stream(layout, rule, values, device, _members(pool, recipe, device), statistics):
             correction = None if learned is None else learned(segment)
             made = tensor if correction is None else tensor + correction
-            yield pool.stored(head or "base", segment.name), _finite(made, dtype, segment.name)
+            yield pool.stored(head or "base", segment.name), _finite(made, dtype, segment.name).cpu()
     for name in pool.coverage.excluded:
         floats = pool.spec(name).dtype.is_floating_point
         kept = _finite(pool.read_base(name), dtype, name) if floats else pool.base.read(pool.stored("base", name))
@@ -86,14 +87,14 @@ def _finite(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor
     return made
 
 
-def _members(pool: Pool, recipe: Recipe) -> Stack | None:
+def _members(pool: Pool, recipe: Recipe, device: torch.device) -> Stack | None:
     """Return what gives the members that evolved from the experts, replayed tensor by tensor; None where there are none."""
     lineage = recipe.lineage
     if lineage is None:
         return None
 
     def members(segment: Segment) -> torch.Tensor:
-        experts = pool.stack(segment.name)
+        experts = pool.stack(segment.name, device)
         return replay(lineage, experts.view(len(experts), -1), name=segment.name, layer=segment.layer).view(experts.shape)
 
     return members
