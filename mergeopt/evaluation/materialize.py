@@ -356,7 +356,7 @@ def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[
     """Run a plan over rows [R, S] into elements [start, start + S) of some rows of out; note what went wrong, by row of out."""
     place = slice(start, start + rows.shape[1])
     if isinstance(plan, Linear):
-        _multiply(plan.coefficients.to(torch.float32), rows, out, where, place)
+        product(plan.coefficients.to(torch.float32), rows, [out[row, place] for row in where])
         return
     if isinstance(plan, Rational):
         _divide(plan, rows, out, where, start)
@@ -376,21 +376,12 @@ def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[
             errors[row] = "the merged weights are not finite"
 
 
-def _multiply(coefficients: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], place: slice) -> None:
-    if out.dtype == torch.float32 and list(where) == list(range(where[0], where[0] + len(where))):
-        product(coefficients, rows, out[where[0] : where[0] + len(where), place])
-    else:
-        made = torch.empty((len(where), rows.shape[1]), dtype=torch.float32, device=rows.device)
-        product(coefficients, rows, made)
-        out[list(where), place] = made.to(out.dtype)
-
-
 def _divide(plan: Rational, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
     coefficients, (numerators, denominators) = plan.coefficients.to(torch.float32), rows.chunk(2)
     size = chunk(rows.device)
     for at in range(0, rows.shape[1], size):
         part = slice(at, min(at + size, rows.shape[1]))
         above, below = torch.empty((2, len(where), part.stop - at), dtype=torch.float32, device=rows.device)
-        product(coefficients, numerators[:, part], above)
-        product(coefficients, denominators[:, part], below)
+        product(coefficients, numerators[:, part], list(above))
+        product(coefficients, denominators[:, part], list(below))
         out[list(where), start + at : start + part.stop] = above.div_(below.clamp_(min=plan.floor)).to(out.dtype)

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import mergeopt as mo
+from mergeopt.evaluation import product
 from mergeopt.evaluation.threads import computing_threads
 from mergeopt.models.architecture import quiet_transformers
 from mergeopt.task import Part
@@ -45,6 +46,7 @@ CLASSES = 2
 def main() -> None:
     """Measure and print."""
     asked = _arguments()
+    product.PAYS = 0  # compiled at once, not after some candidates
     device = torch.device(asked.device)
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         problem = _problem(Path(folder), asked)
