@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mergeopt: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except MemoryError as error:
+        if debug:
+            raise
+        print(f"mergeopt: memory ran out ({error or 'no more to be had'}); what was stored is kept", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise

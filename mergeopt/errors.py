@@ -11,6 +11,7 @@ MergeoptError
 │   └── StoreError         a run folder belongs to another run, or cannot be read or written
 └── Failure                the work itself went wrong; the command line exits with status 1
     ├── CandidateError     one candidate could not be made or scored: a FAILED trial, never the end of a run
+    │   └── MemoryShortage there was not enough memory for it, however small the pieces
     ├── StrategyError      a strategy broke the ask/tell contract
     └── ExportError        a written model does not score what the store says
 
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "ExportError",
     "Failure",
+    "MemoryShortage",
     "MergeoptError",
     "MismatchError",
     "PluginError",
@@ -82,6 +84,10 @@ class Failure(MergeoptError, RuntimeError):
 
 class CandidateError(Failure):
     """One candidate could not be made or scored."""
+
+
+class MemoryShortage(CandidateError):
+    """There was not enough memory to make or score a candidate."""
 
 
 class StrategyError(Failure):

@@ -23,6 +23,7 @@ from mergeopt.evaluation.heats import run_heat
 from mergeopt.evaluation.layer_major import LayerMajor
 from mergeopt.evaluation.measure import MeasuredExperts, Measuring
 from mergeopt.evaluation.objectives import TaskObjective
+from mergeopt.evaluation.out_of_memory import score_at_once, scored_at_once
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.evaluation.threads import pick_threads
@@ -121,6 +122,8 @@ class MergeProblem:
             raise ConfigError("memory: prefixes: nothing is kept where scoring is by layers; leave one of the two out")
         if scoring == "layers" and self.operator.requires.statistics:
             raise ConfigError(f"memory: scoring: layers: operator {self.operator.name!r} measures whole experts; use scoring: candidates")
+        self._scored_at_once = scored_at_once(self.objectives)
+        self._candidates = batch
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -141,7 +144,7 @@ class MergeProblem:
             self._find_operator,
             dtype=self.dtype,
             device=self.device,
-            batch=self.batch,
+            batch=self._candidates,
             threads=self.threads,
             prefixes=self.prefixes,
         )
@@ -159,6 +162,20 @@ class MergeProblem:
             batch=self.batch,
             threads=self.threads,
         )
+
+    @property
+    def reduced(self) -> Mapping[str, Any]:
+        """What is smaller than it was meant to be since memory was short: `items` scored at a time by objective, and `candidates`."""
+        now = scored_at_once(self.objectives)
+        items = {name: size for name, size in now.items() if size < self._scored_at_once[name]}
+        count = self.evaluator.arena.candidates if "evaluator" in self.__dict__ else self._candidates
+        return ({"items": items} if items else {}) | ({"candidates": count} if count < self.batch else {})
+
+    def reduce(self, to: Mapping[str, Any]) -> None:
+        """Score as another process did whose memory was short."""
+        _ = self.info  # identified by what it was meant to be
+        score_at_once(self.objectives, to.get("items", {}))
+        self._candidates = min(self._candidates, to.get("candidates", self._candidates))
 
     @property
     def info(self) -> ProblemInfo:

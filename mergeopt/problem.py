@@ -21,7 +21,19 @@ from mergeopt.lineage import Lineage
 from mergeopt.recipe import Recipe
 from mergeopt.task import ObjectiveInfo, Part, Score
 
-__all__ = ["Evaluation", "Members", "ModelProblem", "ObjectiveInfo", "Part", "Problem", "ProblemInfo", "Proposal", "RacedProblem", "Score"]
+__all__ = [
+    "Evaluation",
+    "FrugalProblem",
+    "Members",
+    "ModelProblem",
+    "ObjectiveInfo",
+    "Part",
+    "Problem",
+    "ProblemInfo",
+    "Proposal",
+    "RacedProblem",
+    "Score",
+]
 
 
 class Members(Protocol):
@@ -122,6 +134,20 @@ class Problem(Protocol):
 
     def provenance(self) -> Mapping[str, Any]:
         """Return what a result must name: content hashes of models and data, versions, evaluator settings; JSON-able."""
+        ...
+
+
+@runtime_checkable
+class FrugalProblem(Problem, Protocol):
+    """A problem that does with less where memory is short, from then on."""
+
+    @property
+    def reduced(self) -> Mapping[str, Any]:
+        """What has been made smaller, and to what; JSON-able, empty where nothing has."""
+        ...
+
+    def reduce(self, to: Mapping[str, Any]) -> None:
+        """Make the same smaller before anything is scored: a run that is resumed scores as it would have gone on."""
         ...
 
 

@@ -34,7 +34,8 @@ class DeltaArena:
 class CandidateArena:
     """Weights of N candidates, [N, P], and the live model that looks at one of them at a time; where heads are separate, one for each head.
 
-    Addresses never change: binding a candidate points the model's parameters at its row, and nothing is copied.
+    Addresses never change, unless memory is short (`resize`): binding a candidate points the model's parameters at its row, and nothing is
+    copied.
 
     Args:
         candidates: N.
@@ -46,7 +47,7 @@ class CandidateArena:
     def __init__(self, candidates: int, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout = layout
         self.rows = _zeros(candidates, layout.size, dtype, device)
-        self._views = [[row[s.start : s.end].view(s.shape) for s in layout.segments] for row in self.rows]
+        self._views = _views(self.rows, layout)
         self._live: dict[str | None, Live] = {}
         for head in layout.pool.heads or (None,):
             self._live[head] = live = Live(layout, head, dtype, device)
@@ -54,6 +55,18 @@ class CandidateArena:
                 live.write(self._views[0])
             live.hold(self._views[0])  # the memory it was loaded into is given back before the next is loaded
             live.share(self._first)
+
+    def resize(self, candidates: int) -> None:
+        """Have room for another number of candidates; what the rows held is lost."""
+        size, dtype, device = self.rows.shape[1], self.rows.dtype, self.rows.device
+        nothing = torch.empty(0, dtype=dtype, device=device)
+        for live in self._live.values():
+            live.hold([nothing] * len(self.layout.segments))
+        self._views, self.rows = [], nothing  # the old rows are given back before the new ones are taken
+        self.rows = _zeros(candidates, size, dtype, device)
+        self._views = _views(self.rows, self.layout)
+        for live in self._live.values():
+            live.hold(self._views[0])
 
     @property
     def candidates(self) -> int:
@@ -96,6 +109,10 @@ class CandidateArena:
 
     def _of(self, head: str | None) -> Live:
         return self._first if head is None else self._live[head]
+
+
+def _views(rows: torch.Tensor, layout: Layout) -> list[list[torch.Tensor]]:
+    return [[row[s.start : s.end].view(s.shape) for s in layout.segments] for row in rows]
 
 
 def _zeros(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

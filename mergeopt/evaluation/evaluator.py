@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 
-from mergeopt.errors import CandidateError, RecipeError
+from mergeopt.errors import CandidateError, MemoryShortage, RecipeError
 from mergeopt.evaluation.arena import CandidateArena, DeltaArena
 from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.fingerprint import fingerprint
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, StatisticsOf, Values, stream
+from mergeopt.evaluation.out_of_memory import Shortage, attempt
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
 from mergeopt.evaluation.race import Censored
@@ -36,6 +38,7 @@ __all__ = ["Evaluator", "FindOperator", "Outcome", "corrected", "kind_of", "open
 
 FindOperator = Callable[[str, str], MergeOperator]
 """Returns the operator of a name and variant."""
+log = logging.getLogger(__name__)
 
 
 OVERFLOW = "its weights overflow float16; use bfloat16 or float32"
@@ -139,14 +142,45 @@ class Evaluator:
         yield from self.prefixes.arranged(identities, lambda order: self._evaluate([recipes[place] for place in order], part))
 
     def _evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
-        size = self.arena.candidates
-        for start in range(0, len(recipes), size):
-            batch = recipes[start : start + size]
-            began = time.perf_counter()
-            errors = self.make(batch)
-            share = (time.perf_counter() - began) / len(batch)
-            for row, error in enumerate(errors):
-                yield Outcome({}, error, {"make": share}) if error else self._score(batch[row], row, part, share)
+        done = 0
+        while done < len(recipes):  # a turn ends early where fewer candidates fit into memory than thought
+            for outcome in self._turn(recipes[done : done + self.arena.candidates], part):
+                done += 1
+                yield outcome
+
+    def _turn(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
+        """Make and score as many recipes as the arena holds; fewer where memory is short and the arena was halved."""
+        began = time.perf_counter()
+        errors = self.try_make(recipes)
+        if isinstance(errors, Shortage):
+            if not self.shrink(errors):
+                yield Outcome({}, f"there is not enough memory to make it: {errors.said}", {"make": time.perf_counter() - began})
+            return
+        share = (time.perf_counter() - began) / len(recipes)
+        for row, error in enumerate(errors):
+            outcome = Outcome({}, error, {"make": share}) if error else self._score(recipes[row], row, part, share)
+            if isinstance(outcome, Shortage):
+                return
+            yield outcome
+
+    def try_make(self, recipes: Sequence[Recipe]) -> list[str | None] | Shortage:
+        """Make recipes as `make` does; where memory is short, nothing that the arena holds is known."""
+        errors = attempt(lambda: self.make(recipes))
+        for row in range(len(self._contents)) if isinstance(errors, Shortage) else ():
+            self.forget(row)
+        return errors
+
+    def shrink(self, shortage: Shortage) -> bool:
+        """Hold half as many candidates from now on; False where it is one already. What the arena held is lost."""
+        count = self.arena.candidates // 2
+        if count == 0:
+            return False
+        if self.prefixes is not None:
+            self.prefixes.drop()
+        self.arena.resize(count)
+        self._contents = [Contents() for _ in range(count)]
+        log.info("memory is short, %d candidates at a time from now on (%s)", count, shortage.said)
+        return True
 
     def head_of(self, objective: Objective) -> str | None:
         """Return whose head an objective is measured with; None where heads are shared."""
@@ -158,12 +192,15 @@ class Evaluator:
         Raises:
             CandidateError: it cannot be made.
         """
-        (error,) = self.make([recipe])
-        if error:
-            raise CandidateError(error)
+        errors = self.try_make([recipe])
+        if isinstance(errors, Shortage):
+            raise MemoryShortage(f"there is not enough memory to make it: {errors.said}")
+        if errors[0]:
+            raise CandidateError(errors[0])
         return self.arena.bind(0, head)
 
-    def _score(self, recipe: Recipe, row: int, part: Part, make: float) -> Outcome:
+    def _score(self, recipe: Recipe, row: int, part: Part, make: float) -> Outcome | Shortage:
+        """Score the candidate in a row; a shortage where that may work with fewer candidates in memory."""
         began = time.perf_counter()
         bound = functools.cache(functools.partial(self.arena.bind, row))  # once for all objectives that share a head
         try:
@@ -171,6 +208,9 @@ class Evaluator:
                 scores, error = score_model(lambda objective: bound(self.head_of(objective)), self.objectives, part, self.device), None
         except CandidateError as failure:
             scores, error = {}, str(failure)
+            short = isinstance(failure, MemoryShortage)
+        if error is not None and short and self.shrink(Shortage(error)):
+            return Shortage(error)
         return Outcome(scores, error, {"make": make, "score": time.perf_counter() - began})
 
     def expect(self, recipes: Sequence[Recipe]) -> None:

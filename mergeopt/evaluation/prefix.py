@@ -114,6 +114,10 @@ class PrefixCache:
         self._known: list[Identity] = []
         self._turn = 0
 
+    def drop(self) -> None:
+        """Give back the memory of all that is kept."""
+        self._nodes, self.bytes = {}, 0
+
     def know(self, candidates: Sequence[Identity]) -> None:
         """Keep from now on what these candidates share with others; they may be scored already, or be about to be."""
         self._known = [*self._known, *candidates][-max(KNOWN, len(candidates)) :]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
-from mergeopt.errors import CandidateError
+from mergeopt.errors import CandidateError, MemoryShortage
 from mergeopt.evaluation.objectives import TaskObjective
+from mergeopt.evaluation.out_of_memory import Shortage, attempt, halve_batch
 from mergeopt.task import Objective, Part, Records, Score
 
 __all__ = ["guarded", "record_items", "score_model"]
+
+T = TypeVar("T")
 
 
 def score_model(
@@ -30,14 +34,14 @@ def score_model(
 
     Raises:
         CandidateError: an objective raised, or gave a value that is not finite; the message names it.
+        MemoryShortage: there was not enough memory even for one item at a time.
     """
     memo: dict[Any, Records] = {}
     scores: dict[str, Score] = {}
     for objective in objectives:
         name, model = objective.info.name, model_of(objective)
         model.eval()  # a user's function may have left it in training mode
-        with guarded(name):
-            score = objective.score(model, part, device, memo)
+        score = _measured(objective, partial(objective.score, model, part, device, memo))
         if not math.isfinite(score.value):
             raise CandidateError(f"objective {name!r} gave {score.value}, expected a finite number")
         scores[name] = score
@@ -57,12 +61,24 @@ def record_items(
 
     Raises:
         CandidateError: a task raised; the message names an objective on it.
+        MemoryShortage: there was not enough memory even for one item at a time.
     """
     found: list[Records] = []
     for objective, wanted in zip(passes, items, strict=True):
-        with guarded(objective.info.name):
-            found.append(objective.task.records(model_of(objective).eval(), "search", device, wanted) if wanted else {})
+        records = partial(objective.task.records, model_of(objective).eval(), "search", device, wanted)
+        found.append(_measured(objective, records) if wanted else {})
     return found
+
+
+def _measured(objective: Objective, work: Callable[[], T]) -> T:
+    """Return what measuring an objective gives; where memory is short, fewer items are scored at a time, down to one."""
+    while True:
+        with guarded(objective.info.name):
+            found = attempt(work)
+        if not isinstance(found, Shortage):
+            return found
+        if not halve_batch(objective, found):
+            raise MemoryShortage(f"objective {objective.info.name!r}: there is not enough memory to score it: {found.said}")
 
 
 @contextmanager

@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mergeopt.errors import CandidateError, ConfigError, Failure, StoreError, StrategyError
 from mergeopt.evaluation.race import Race
-from mergeopt.problem import Evaluation, Problem, Proposal
+from mergeopt.problem import Evaluation, FrugalProblem, Problem, Proposal
 from mergeopt.recipe import ordered_json
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Learner, Result, Status, Strategy
 from mergeopt.study.evaluations import evaluations, raced, verdict
@@ -80,7 +81,7 @@ class Search:
         self._steps = 0  # gradient steps taken
         self._saved = 0.0  # when the learner's state was stored last
         self._pause = SAVING
-        self._warnings: dict[str, None] = {}
+        self._warnings: dict[str, None] = dict.fromkeys(store.header().get("warnings", []))
         self._phase = "baselines"
         self._interrupt = Interrupt()
 
@@ -161,7 +162,6 @@ class Search:
 
     def _go_on_learning(self) -> None:
         """Put a learner back to where it stood last; what was tried until then is taken as it is stored."""
-        self._warnings = dict.fromkeys(self._store.header().get("warnings", []))
         learned = self._store.learned()
         if learned is None or not isinstance(self._strategy, Learner):
             return
@@ -202,6 +202,14 @@ class Search:
             for warning in new:
                 log.warning("%s: %s", self._strategy.info.name, warning)
 
+    def _keep_reduced(self) -> None:
+        """Store what the problem had to make smaller, before the first trial that was scored so."""
+        reduced = dict(self._problem.reduced) if isinstance(self._problem, FrugalProblem) else {}
+        known = self._store.header().get("reduced", []) if reduced else []
+        if reduced and (not known or {key: value for key, value in known[-1].items() if key != "from_trial"} != reduced):
+            self._store.set({"reduced": [*known, {"from_trial": len(self._trials), **reduced}]})
+            self._warn([f"memory was short: from trial {len(self._trials)} on, {_said(reduced)}"])
+
     def _report(self) -> None:
         """Score the baselines and the front's members on the report part, as far as that has not been done."""
         self._phase = "report"
@@ -233,6 +241,7 @@ class Search:
             if self._interrupt.requested is not None:
                 break
             trial = self._fresh(kind, item, stream)
+            self._keep_reduced()
             self._store.append(trial)
             trial = _light(trial)
             trials.append(trial)
@@ -392,6 +401,11 @@ class Search:
 
     def _publish(self) -> None:
         self._publisher.publish(self._trials, self._reference, self._phase, "running", gradient_steps=self._steps)
+
+
+def _said(reduced: Mapping[str, Any]) -> str:
+    parts = [f"{name} is scored {size} items at a time" for name, size in reduced.get("items", {}).items()]
+    return ", ".join([*parts, *([f"{reduced['candidates']} candidates are made at a time"] if "candidates" in reduced else [])])
 
 
 def _item(proposal: Proposal) -> _Item:

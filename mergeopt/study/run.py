@@ -26,7 +26,7 @@ from mergeopt.evaluation.race import Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.genomes.space import Choice, Dimension, Float, Int, Simplex, Space
 from mergeopt.merge_problem import MergeProblem
-from mergeopt.problem import ModelProblem, Problem, ProblemInfo, Proposal, RacedProblem
+from mergeopt.problem import FrugalProblem, ModelProblem, Problem, ProblemInfo, Proposal, RacedProblem
 from mergeopt.recipe import LEARNED, STATISTICS, ordered_json
 from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.database import DATABASE
@@ -94,7 +94,7 @@ class Run:
         problem = rebuild(self.header, self.info.fingerprint)
         if isinstance(problem, MergeProblem):
             problem.statistics.keep(self.folder / STATISTICS)
-        return problem
+        return _as_reduced(problem, self.header)
 
     @functools.cached_property
     def info(self) -> ProblemInfo:
@@ -288,6 +288,7 @@ def optimize(
     if stored.get("state") == "finished" and spend.evaluations <= stored["budget"]:
         return Run.open(folder, problem)
     strategy.setup(opened(problem, strategy, folder), seed=seed, budget=spend, batch=batch)
+    _as_reduced(problem, stored)
     store = Store(folder)
     try:
         plan = Plan(_begin(store, described, spend, resume=resume), batch, tuple(init), race)
@@ -311,6 +312,13 @@ def race_of(problem: Problem, racing: Racing | None, seed: int) -> Race | None:
     if not isinstance(problem, RacedProblem):
         raise ConfigError(f"racing: the problem {problem.info.name!r} scores whole candidates only; leave it out")
     return problem.race(racing, seed=seed)
+
+
+def _as_reduced(problem: Problem, stored: Header) -> Problem:
+    """Return a problem that does with less, as that of a stored run had to."""
+    if isinstance(problem, FrugalProblem) and stored.get("reduced"):
+        problem.reduce(stored["reduced"][-1])
+    return problem
 
 
 def _search(problem: Problem, strategy: Strategy, store: Store, plan: Plan, publisher: Publisher) -> None:

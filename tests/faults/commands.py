@@ -109,11 +109,18 @@ class Commands:
         self._requests, self._answers = self._server.stdin, self._server.stdout
         assert "ready" in json.loads(self._answers.readline())
 
-    def start(self, cwd: Path, *arguments: object, limit: int | None = None) -> Child:
-        """Start `mergeopt ARGUMENTS` in a folder; no file it writes may grow beyond the limit in bytes."""
+    def start(self, cwd: Path, *arguments: object, limit: int | None = None, memory: int | None = None) -> Child:
+        """Start `mergeopt ARGUMENTS` in a folder; no file may grow beyond `limit`, nor its allocations by more than `memory`, in bytes."""
         number = next(self._numbers)
         out, err = self._folder / f"{number}.out", self._folder / f"{number}.err"
-        request = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "out": str(out), "err": str(err), "limit": limit}
+        request = {
+            "arguments": [str(a) for a in arguments],
+            "cwd": str(cwd),
+            "out": str(out),
+            "err": str(err),
+            "limit": limit,
+            "memory": memory,
+        }
         if self._last is not None:
             self._last.stop()
         out.touch()
@@ -123,9 +130,9 @@ class Commands:
         self._last = Child(json.loads(self._answers.readline())["pid"], out, err, self._answers)
         return self._last
 
-    def __call__(self, cwd: Path, *arguments: object, limit: int | None = None) -> Done:
+    def __call__(self, cwd: Path, *arguments: object, limit: int | None = None, memory: int | None = None) -> Done:
         """Run `mergeopt ARGUMENTS` in a folder to its end."""
-        return self.start(cwd, *arguments, limit=limit).wait()
+        return self.start(cwd, *arguments, limit=limit, memory=memory).wait()
 
     def close(self) -> None:
         """End the server."""

@@ -1,7 +1,8 @@
 """Run as a process of its own by the tests: a command line whose imports are done, forking one `mergeopt` process per request.
 
 Requests and answers are JSON lines. A request has `arguments`, `cwd`, `out` and `err` (files for the standard streams) and may have
-`limit`, the largest size in bytes that a file may grow to. The answers are the child's `pid`, at once, and its `status` when it ends.
+`limit`, the largest size in bytes that a file may grow to, and `memory`, by how many bytes its allocations may grow. The answers are the
+child's `pid`, at once, and its `status` when it ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import mergeopt.cli.models  # noqa: E402
 import mergeopt.cli.search  # noqa: E402
 import mergeopt.report.plot  # noqa: E402
 from mergeopt import registry  # noqa: E402
+from mergeopt.memory import status_bytes  # noqa: E402
 
 LOADED = (AutoConfig, AutoImageProcessor, ViTForImageClassification)  # transformers imports them when they are first named
 PLUGINS = [registry.load(kind, name) for kind in registry.GROUPS for name in registry.names(kind)]
@@ -36,6 +38,9 @@ def child(request: dict[str, Any]) -> NoReturn:
     os.chdir(request["cwd"])
     if request.get("limit") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
+    if request.get("memory") is not None:
+        most = (status_bytes("VmData") or 0) + request["memory"]
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         status = mergeopt.__main__.main(request["arguments"])
     except BaseException as error:  # noqa: BLE001 (what the interpreter does at the end of a program)
