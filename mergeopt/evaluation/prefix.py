@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ T = TypeVar("T")
 KNOWN = 64  # candidates that a new one is compared with, at least
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Identity:
     """What a candidate's weights depend on.
 
@@ -43,6 +44,14 @@ class Identity:
 
     all_tensors: bytes
     tensors: tuple[bytes, ...]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The same for candidates whose weights depend on the same, and for no others."""
+        digest = hashlib.blake2b(self.all_tensors)
+        for values in self.tensors:
+            digest.update(values)
+        return digest.digest()
 
 
 def identity(recipe: Recipe, values: Values, tensors: int) -> Identity:
@@ -78,24 +87,24 @@ class _Tree:
         self.stages = stages
         cuts = range(1, len(stages.layers) + 1)
         self._added = [[place for place, name in enumerate(names) if stages.first[name] == cut - 1] for cut in cuts]
-        self._chains: dict[Identity, list[bytes]] = {}
+        self._chains: dict[bytes, list[bytes]] = {}
 
     def chain(self, candidate: Identity) -> list[bytes]:
         """Return what is depended on at each cut, from the first."""
-        if candidate not in self._chains:
+        if candidate.digest not in self._chains:
             digest = hashlib.blake2b(candidate.all_tensors)
             chain = []
             for places in self._added:
                 digest.update(b"".join([b"cut", *(candidate.tensors[place] for place in places)]))
                 chain.append(digest.digest())
-            self._chains[candidate] = chain
-        return self._chains[candidate]
+            self._chains[candidate.digest] = chain
+        return self._chains[candidate.digest]
 
-    def partings(self, candidate: Identity, others: Sequence[Identity]) -> set[int]:
-        """Return the cuts at which others leave a candidate's way; 0, where nothing is shared, left out."""
+    def partings(self, candidate: Identity, others: Mapping[bytes, Identity]) -> set[int]:
+        """Return the cuts at which others, by digest, leave a candidate's way; 0, where nothing is shared, left out."""
         self._chains = {known: chain for known, chain in self._chains.items() if known in others}
         own = self.chain(candidate)
-        shared = (sum(map(bytes.__eq__, own, self.chain(other))) for other in others if other != candidate)
+        shared = (sum(map(bytes.__eq__, own, self.chain(other))) for key, other in others.items() if key != candidate.digest)
         return set(shared) - {0}
 
 
@@ -111,7 +120,7 @@ class PrefixCache:
         self.bytes = 0
         self._trees: dict[bytes, _Tree | None] = {}
         self._nodes: dict[bytes, _Node] = {}
-        self._known: list[Identity] = []
+        self._known: dict[bytes, Identity] = {}
         self._turn = 0
 
     def drop(self) -> None:
@@ -120,7 +129,9 @@ class PrefixCache:
 
     def know(self, candidates: Sequence[Identity]) -> None:
         """Keep from now on what these candidates share with others; they may be scored already, or be about to be."""
-        self._known = [*self._known, *candidates][-max(KNOWN, len(candidates)) :]
+        new = {candidate.digest: candidate for candidate in candidates}
+        known = [*((key, old) for key, old in self._known.items() if key not in new), *new.items()]
+        self._known = dict(known[-max(KNOWN, len(new)) :])
 
     def arranged(self, candidates: Sequence[Identity], score: Callable[[Sequence[int]], Iterator[T]]) -> Iterator[T]:
         """Score candidates in an order that has neighbours share most; yield what comes of each, in the order given.
@@ -202,6 +213,7 @@ class _Passing:
     def __init__(self, cache: PrefixCache, place: int, model: torch.nn.Module, names: Sequence[str], candidate: Identity) -> None:
         self._cache, self._place, self._model, self._names, self._candidate = cache, place, model, names, candidate
         self._searching = False
+        self._partings: dict[_Tree, set[int]] = {}
         self._open: tuple[ExitStack, _Tree, bytes, Mapping[int, State]] | None = None
 
     @contextmanager
@@ -233,8 +245,10 @@ class _Passing:
         if tree is None:
             return
         start = self._cache.find(tree, self._candidate, inputs)
+        if tree not in self._partings:
+            self._partings[tree] = self._cache.partings(tree, self._candidate)
         stack = ExitStack()
-        kept = stack.enter_context(tree.stages.passing(start, keep=self._cache.partings(tree, self._candidate)))
+        kept = stack.enter_context(tree.stages.passing(start, keep=self._partings[tree]))
         self._open = (stack, tree, inputs, kept)
 
     def end(self, model: torch.nn.Module) -> None:

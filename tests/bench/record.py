@@ -19,9 +19,10 @@ import torch
 from mergeopt.evaluation.device import hardware, pick_device
 
 SCRIPTS: dict[str, dict[str, list[str]]] = {
-    "cpu": {"materialize": [], "end_to_end": []},
+    "cpu": {"materialize": [], "score": [], "end_to_end": []},
     "cuda": {
         "materialize": ["--parameters", "1000000000", "--dtype", "bfloat16"],
+        "score": ["--size", "base", "--dtype", "bfloat16"],
         "end_to_end": ["--size", "base", "--dtype", "bfloat16"],
     },
 }
