@@ -17,6 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -100,6 +102,12 @@ def tiny_llama() -> PreTrainedModel:
             eos_token_id=2,
         )
     )
+
+
+def tiny_t5() -> PreTrainedModel:
+    """Return a T5 of two layers each in encoder and decoder over a vocabulary of 13, its output embedding tied to the input's."""
+    sizes: Any = {"vocab_size": 13, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**{**sizes, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}))
 
 
 def write_folder(build: Callable[[], PreTrainedModel], folder: Path, seed: int, **save: Any) -> Path:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from mergeopt.batched_task import Batch, Indices, JudgedTask, batched_records
-from mergeopt.errors import ConfigError, nearest
 from mergeopt.forward import evaluating, forward
 from mergeopt.models.layout import Layout
 from mergeopt.task import Items, Part, Predictions, Records
@@ -144,13 +143,8 @@ def expert_model(layout: Layout, expert: str, dtype: torch.dtype, device: torch.
         expert: its name; where heads are separate, the model has its head.
         dtype: of the weights.
         device: where it is put.
-
-    Raises:
-        ConfigError: there is no such expert.
     """
     pool, head = layout.pool, layout.pool.head_of(expert)
-    if expert not in pool.experts:
-        raise ConfigError(f"expert: no expert is called {expert!r}; {nearest(expert, pool.experts)}")
     model = layout.live_model(dtype, device, head)
     names = pool.tensors.live if head is None else pool.heads[head].live
     state = model.state_dict(keep_vars=True)

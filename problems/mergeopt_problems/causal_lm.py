@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from mergeopt.batched_task import Batch, batched_records, in_batches
 from mergeopt.errors import DataError
@@ -17,26 +16,27 @@ from mergeopt.forward import forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.model_settings import configured
-from mergeopt_problems.options import check_whole
-from mergeopt_problems.refusals import check_finite, part_of
+from mergeopt_problems.options import check_draw, check_whole
+from mergeopt_problems.parted_task import PartedTask
 from mergeopt_problems.text_data import TextSource, read
 from mergeopt_problems.text_items import IGNORED, TextItems, Window, WindowBatch, windows
+from mergeopt_problems.token_losses import token_losses
 from mergeopt_problems.tokenization import tokenization
 
 __all__ = ["CausalLM", "TextTask"]
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-ELEMENTS = 1 << 24  # float32 logits of one chunk of the cross-entropy: 64 MiB, whatever the vocabulary
 LEAK = 0.1  # how far earlier logits may move with a later token, in their standard deviations: rounding in bfloat16, not reading ahead
 
 
-class TextTask:
+class TextTask(PartedTask[TextItems]):
     """Next-token prediction on windows of tokens.
 
     Args:
         name: for people.
         parts: the windows by part.
         batch: windows scored at a time; fixed, since it may change the last bits of a score.
+        warnings: what a run over them has to say, a sentence each.
 
     Raises:
         ConfigError: batch is below 1.
@@ -44,30 +44,8 @@ class TextTask:
 
     default_metric = "token_loss"
 
-    def __init__(self, *, name: str, parts: Mapping[Part, TextItems], batch: int = 16) -> None:
-        check_whole("batch", batch, 1)
-        self.name = name
-        self.batch = batch
-        self.warnings: tuple[str, ...] = ()
-        self._items = dict(parts)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that this task has data for."""
-        return tuple(self._items)
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What determines the records besides model and items; JSON-able."""
-        return {"batch": self.batch}
-
-    def items(self, part: Part) -> TextItems:
-        """Return the windows of a part, the same object every time.
-
-        Raises:
-            DataError: the part was not given.
-        """
-        return part_of(self._items, part, self.name)
+    def __init__(self, *, name: str, parts: Mapping[Part, TextItems], batch: int = 16, warnings: tuple[str, ...] = ()) -> None:
+        super().__init__(name=name, parts=parts, batch=batch, warnings=warnings)
 
     def check(self, model: torch.nn.Module) -> None:
         """Run the longest window through a model, twice: once with another last token.
@@ -123,7 +101,7 @@ class TextTask:
             CandidateError: a logit is not finite.
         """
         own = self.items(part)
-        losses = self._losses(logits, own.batch(items).labels.to(logits.device), part)
+        losses = token_losses(logits, own.batch(items).labels.to(logits.device), self.name, part)
         nll, tokens = losses.cpu().double().sum(dim=1).numpy(), own.tokens[items]
         return {"loss": (nll / tokens).astype(np.float32), "nll": nll, "tokens": tokens, "bytes": own.bytes[items]}
 
@@ -143,16 +121,6 @@ class TextTask:
         labels = self.items(part).batch(items).labels.to(logits.device)
         asked = labels != IGNORED
         return Predictions(logits[asked].to(torch.float32), labels[asked], asked.nonzero()[:, 0])
-
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor, part: Part) -> torch.Tensor:
-        """Return the cross-entropy at each position, float32 [n, t], 0 where none is asked for; never all logits in float32 at once."""
-        flat, targets = logits.flatten(0, 1), labels.flatten()
-        losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-        for rows in torch.split((targets != IGNORED).nonzero().squeeze(1), max(1, ELEMENTS // flat.shape[1])):
-            own = flat[rows].to(torch.float32)
-            check_finite(own, self.name, part)
-            losses[rows] = F.cross_entropy(own, targets[rows], reduction="none")
-        return losses.view(labels.shape)
 
     def _probe(self, model: torch.nn.Module, batch: WindowBatch) -> torch.Tensor:
         shape = list(batch.input_ids.shape)
@@ -211,8 +179,7 @@ class CausalLM(TextTask):
     ) -> None:
         check_whole("window", window, 2)
         check_whole("stride", window if stride is None else stride, 1, window, "window")
-        check_whole("limit", 1 if limit is None else limit, 1)
-        check_whole("seed", seed, 0)
+        check_draw(limit=limit, seed=seed, batch=batch)
         step = window if stride is None else stride
         source = TextSource.of(data)
         tokenize = tokenization(tokenizer)
@@ -224,8 +191,7 @@ class CausalLM(TextTask):
             if not cut:
                 raise DataError(f"data: {source.path}: no document of the {part} part has two tokens or more, so nothing is predicted")
             parts[part] = TextItems(_drawn(cut, limit, seed), settings=settings)
-        super().__init__(name=name, parts=parts, batch=batch)
-        self.warnings = found.warnings
+        super().__init__(name=name, parts=parts, batch=batch, warnings=found.warnings)
 
 
 def _drawn(cut: Sequence[Window], limit: int | None, seed: int) -> Sequence[Window]:

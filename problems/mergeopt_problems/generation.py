@@ -16,10 +16,10 @@ from mergeopt.task import Part, Records
 from mergeopt_problems.answers import Answers
 from mergeopt_problems.decoding import Decoding, Output
 from mergeopt_problems.drawing import drawn
-from mergeopt_problems.options import check_whole
+from mergeopt_problems.options import check_draw
+from mergeopt_problems.parted_task import PartedTask
 from mergeopt_problems.prompt_items import PromptItems
 from mergeopt_problems.prompts import Prompts, PromptSource, read
-from mergeopt_problems.refusals import part_of
 from mergeopt_problems.sequence_models import check_inputs, positions
 from mergeopt_problems.sequences import Sequences
 from mergeopt_problems.tokenization import Tokenization, tokenization
@@ -29,7 +29,7 @@ __all__ = ["Generation"]
 PLACE = "{prompt}"
 
 
-class Generation:
+class Generation(PartedTask[PromptItems]):
     """Answers to prompts that `datasets` reads, decoded greedily.
 
     Args:
@@ -70,41 +70,24 @@ class Generation:
         batch: int = 16,
         name: str = "generation",
     ) -> None:
-        check_whole("limit", 1 if limit is None else limit, 1)
-        check_whole("seed", seed, 0)
-        check_whole("batch", batch, 1)
+        check_draw(limit=limit, seed=seed, batch=batch)
         if not isinstance(template, str) or PLACE not in template:
             raise ConfigError(f"template: expected text with {PLACE} in it, got {template!r}")
-        self.name = name
-        self.batch = batch
         source = PromptSource.of(data)
         tokenize = tokenization(tokenizer)
         self._answers = Answers(extract, ignore_case=ignore_case)
         self._decoding = Decoding(tokenize, max_new_tokens, stop)
         found = read(source)
-        self.warnings = found.warnings
-        self._items: dict[Part, PromptItems] = {}
+        parts: dict[Part, PromptItems] = {}
         for part, prompts in found.parts.items():
             kept = prompts.chosen(drawn(len(prompts.prompts), limit, seed))
-            self._items[part] = self._encoded(kept, tokenize, template, chat, f"{source.path}, {part} part")
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that this task has data for."""
-        return tuple(self._items)
+            parts[part] = self._encoded(kept, tokenize, template, chat, f"{source.path}, {part} part")
+        super().__init__(name=name, parts=parts, batch=batch, warnings=found.warnings)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What determines the records besides model and items; JSON-able."""
-        return {"batch": self.batch, **self._decoding.settings, **self._answers.settings}
-
-    def items(self, part: Part) -> PromptItems:
-        """Return the prompts of a part, the same object every time.
-
-        Raises:
-            DataError: the part was not given.
-        """
-        return part_of(self._items, part, self.name)
+        return {**super().settings, **self._decoding.settings, **self._answers.settings}
 
     def check(self, model: torch.nn.Module) -> None:
         """Have a model write one token after the longest and the shortest prompt.

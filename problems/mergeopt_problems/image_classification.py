@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from mergeopt.batched_task import Batch, batched_records, in_batches
-from mergeopt.errors import ConfigError, DataError
+from mergeopt.errors import DataError
 from mergeopt.forward import evaluating, forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
@@ -20,12 +20,14 @@ from mergeopt_problems.image_data import ImageSource, read
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.image_preprocessing import preparation
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
-from mergeopt_problems.refusals import check_finite, part_of
+from mergeopt_problems.options import check_draw
+from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.refusals import check_finite
 
 __all__ = ["ImageClassification", "ImageTask"]
 
 
-class ImageTask:
+class ImageTask(PartedTask[ImageItems]):
     """Image classification on prepared items.
 
     Args:
@@ -34,38 +36,23 @@ class ImageTask:
         classes: which logits the task is judged on, the i-th being the data's label i: their indices, or a regex that the names of the
             model's `id2label` must match in full (`mnist:.*`); None for all.
         batch: images scored at a time; fixed, since it may change the last bits of a score.
+        warnings: what a run over them has to say, a sentence each.
 
     Raises:
         ConfigError: batch is below 1, or classes is neither of these.
     """
 
-    def __init__(self, *, name: str, parts: Mapping[Part, ImageItems], classes: Classes = None, batch: int = 64) -> None:
-        if batch < 1:
-            raise ConfigError(f"batch: expected at least 1, got {batch}")
+    def __init__(
+        self, *, name: str, parts: Mapping[Part, ImageItems], classes: Classes = None, batch: int = 64, warnings: tuple[str, ...] = ()
+    ) -> None:
         check_classes(classes)
-        self.name = name
+        super().__init__(name=name, parts=parts, batch=batch, warnings=warnings)
         self.classes = classes if classes is None or isinstance(classes, str) else [int(index) for index in classes]
-        self.batch = batch
-        self.warnings: tuple[str, ...] = ()
-        self._items = dict(parts)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that this task has data for."""
-        return tuple(self._items)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What determines the records besides model and items; JSON-able."""
-        return {"classes": self.classes, "batch": self.batch}
-
-    def items(self, part: Part) -> ImageItems:
-        """Return the items of a part, the same object every time.
-
-        Raises:
-            DataError: the part was not given.
-        """
-        return part_of(self._items, part, self.name)
+        return {"classes": self.classes, **super().settings}
 
     def check(self, model: torch.nn.Module) -> None:
         """Run one image through a model and compare its logits with the labels.
@@ -169,8 +156,7 @@ class ImageClassification(ImageTask):
         batch: int = 64,
         name: str = "image_classification",
     ) -> None:
-        if limit is not None and limit < 1:
-            raise ConfigError(f"limit: expected at least 1, got {limit}")
+        check_draw(limit=limit, seed=seed, batch=batch)
         check_classes(classes)
         source = ImageSource.of(data)
         prepare = preparation(preprocess, processor)
@@ -179,8 +165,7 @@ class ImageClassification(ImageTask):
         for part, pictures in found.parts.items():
             kept = pictures.chosen(drawn_by_label(pictures.labels, limit, seed))
             parts[part] = ImageItems(prepare(kept.pictures), torch.from_numpy(kept.labels), settings=prepare.settings)
-        super().__init__(name=name, parts=parts, classes=classes, batch=batch)
-        self.warnings = found.warnings
+        super().__init__(name=name, parts=parts, classes=classes, batch=batch, warnings=found.warnings)
 
 
 def _shape(image: torch.Tensor) -> str:

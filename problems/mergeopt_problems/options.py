@@ -6,7 +6,14 @@ from typing import Any
 
 from mergeopt.errors import ConfigError
 
-__all__ = ["check_whole"]
+__all__ = ["check_draw", "check_whole"]
+
+
+def check_draw(*, limit: Any, seed: Any, batch: Any) -> None:
+    """Raise `ConfigError` when the options are out of range that say which items are drawn, and how many are scored at a time."""
+    check_whole("limit", 1 if limit is None else limit, 1)
+    check_whole("seed", seed, 0)
+    check_whole("batch", batch, 1)
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None, bound: str = "") -> None:

@@ -14,7 +14,7 @@ from mergeopt.forward import evaluating, forward
 from mergeopt_problems.model_settings import configured
 from mergeopt_problems.sequences import Sequences
 
-__all__ = ["check_inputs", "logits_of", "positions", "probe", "sequence_batches"]
+__all__ = ["check_inputs", "logits_of", "padding_of", "positions", "probe", "sequence_batches"]
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -31,7 +31,7 @@ def logits_of(
         padding: the tokenizer's padding, for a model that is configured with none: decoders find the end of a text by their own.
         device: where the model is.
     """
-    return forward(model, sequences.batch(items, _padding(model, padding)), device)
+    return forward(model, sequences.batch(items, padding_of(model, padding)), device)
 
 
 def sequence_batches(model: torch.nn.Module, sequences: Sequences, padding: int, size: int, items: Sequence[int] | None) -> Iterator[Batch]:
@@ -45,7 +45,7 @@ def sequence_batches(model: torch.nn.Module, sequences: Sequences, padding: int,
         items: which; None for all.
     """
     for chosen in in_batches(sequences.longest_first(items), size):
-        yield Batch(chosen, sequences.batch(chosen, _padding(model, padding)))
+        yield Batch(chosen, sequences.batch(chosen, padding_of(model, padding)))
 
 
 def check_inputs(task: str, model: torch.nn.Module, parts: Iterable[Sequences]) -> None:
@@ -98,13 +98,16 @@ def probe(task: str, model: torch.nn.Module, sequences: Sequences, padding: int)
     return logits
 
 
-def _padding(model: torch.nn.Module, otherwise: int) -> int:
+def padding_of(model: torch.nn.Module, otherwise: int) -> int:
+    """Return the token id that a model of transformers takes for padding, or another where it is configured with none."""
     own = configured(model, ("pad_token_id",))
     return otherwise if own is None else own
 
 
 def positions(model: torch.nn.Module) -> int | None:
     """Return how many tokens a model of transformers can number, None where that is not limited, or not known."""
+    if configured(model, ("relative_attention_num_buckets",)) is not None:  # T5's family only carries a number along
+        return None
     count = configured(model, POSITIONS)
     for name, module in model.named_modules():
         # RoBERTa's family counts positions from after the padding's

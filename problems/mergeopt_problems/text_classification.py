@@ -17,8 +17,9 @@ from mergeopt_problems.class_predictions import classified
 from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
 from mergeopt_problems.labelled_text import LabelledTextSource, read_labelled
-from mergeopt_problems.options import check_whole
-from mergeopt_problems.refusals import check_finite, part_of
+from mergeopt_problems.options import check_draw
+from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.refusals import check_finite
 from mergeopt_problems.sequence_items import SequenceItems
 from mergeopt_problems.sequence_models import check_inputs, logits_of, probe, sequence_batches
 from mergeopt_problems.text_encoding import TextEncoding
@@ -26,7 +27,7 @@ from mergeopt_problems.text_encoding import TextEncoding
 __all__ = ["TextClassification"]
 
 
-class TextClassification:
+class TextClassification(PartedTask[SequenceItems]):
     """Classification of texts, or of pairs of texts, that `datasets` reads.
 
     Labels that are numbers count the task's own logits from 0, and so do names whose order `labels:` gives; other names are those of the
@@ -62,44 +63,25 @@ class TextClassification:
         batch: int = 32,
         name: str = "text_classification",
     ) -> None:
-        check_whole("limit", 1 if limit is None else limit, 1)
-        check_whole("seed", seed, 0)
-        check_whole("batch", batch, 1)
+        check_draw(limit=limit, seed=seed, batch=batch)
         check_classes(classes)
-        self.name = name
-        self.classes = classes
-        self.batch = batch
         source = LabelledTextSource.of(data)
         encoding = TextEncoding(tokenizer, max_length)
-        self._padding = encoding.padding
         found = read_labelled(source)
-        self.warnings = found.warnings
-        self._items: dict[Part, SequenceItems] = {}
+        parts: dict[Part, SequenceItems] = {}
         for part, (texts, labels) in found.parts.items():
             rows = drawn_by_label(labels.numbers, limit, seed)
             kept, own = texts.chosen(rows), labels.chosen(rows)
             if int(own.numbers.min()) < 0:
                 raise DataError(f"data: {source.path}: expected class numbers from 0, got the label {int(own.numbers.min())} ({part} part)")
-            sequences = encoding.texts(kept.first, kept.second)
-            self._items[part] = SequenceItems(sequences, own.numbers, names=own.names, settings=encoding.settings)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that this task has data for."""
-        return tuple(self._items)
+            parts[part] = SequenceItems(encoding.texts(kept.first, kept.second), own.numbers, names=own.names, settings=encoding.settings)
+        super().__init__(name=name, parts=parts, batch=batch, warnings=found.warnings)
+        self.classes, self._padding = classes, encoding.padding
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What determines the records besides model and items; JSON-able."""
-        return {"classes": self.classes, "batch": self.batch}
-
-    def items(self, part: Part) -> SequenceItems:
-        """Return the texts of a part, the same object every time.
-
-        Raises:
-            DataError: the part was not given.
-        """
-        return part_of(self._items, part, self.name)
+        return {"classes": self.classes, **super().settings}
 
     def check(self, model: torch.nn.Module) -> None:
         """Run the longest text through a model and compare its logits with the labels.

@@ -16,8 +16,9 @@ from mergeopt.task import Part, Records
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
 from mergeopt_problems.labelled_text import ScoredTextSource, read_scored
-from mergeopt_problems.options import check_whole
-from mergeopt_problems.refusals import check_finite, part_of
+from mergeopt_problems.options import check_draw
+from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.refusals import check_finite
 from mergeopt_problems.sequence_items import SequenceItems
 from mergeopt_problems.sequence_models import check_inputs, probe, sequence_batches
 from mergeopt_problems.text_encoding import TextEncoding
@@ -25,7 +26,7 @@ from mergeopt_problems.text_encoding import TextEncoding
 __all__ = ["TextRegression"]
 
 
-class TextRegression:
+class TextRegression(PartedTask[SequenceItems]):
     """Prediction of a number for texts, or for pairs of texts, that `datasets` reads: the model's one logit, as it is.
 
     Args:
@@ -57,41 +58,22 @@ class TextRegression:
         batch: int = 32,
         name: str = "text_regression",
     ) -> None:
-        check_whole("limit", 1 if limit is None else limit, 1)
-        check_whole("seed", seed, 0)
-        check_whole("batch", batch, 1)
+        check_draw(limit=limit, seed=seed, batch=batch)
         check_classes(classes)
-        self.name = name
-        self.classes = classes
-        self.batch = batch
-        source = ScoredTextSource.of(data)
         encoding = TextEncoding(tokenizer, max_length)
-        self._padding = encoding.padding
-        found = read_scored(source)
-        self.warnings = found.warnings
-        self._items: dict[Part, SequenceItems] = {}
+        found = read_scored(ScoredTextSource.of(data))
+        parts: dict[Part, SequenceItems] = {}
         for part, (texts, targets) in found.parts.items():
             rows = drawn(len(targets), limit, seed)
             kept = texts.chosen(rows)
-            self._items[part] = SequenceItems(encoding.texts(kept.first, kept.second), targets[rows], settings=encoding.settings)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that this task has data for."""
-        return tuple(self._items)
+            parts[part] = SequenceItems(encoding.texts(kept.first, kept.second), targets[rows], settings=encoding.settings)
+        super().__init__(name=name, parts=parts, batch=batch, warnings=found.warnings)
+        self.classes, self._padding = classes, encoding.padding
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What determines the records besides model and items; JSON-able."""
-        return {"classes": self.classes, "batch": self.batch}
-
-    def items(self, part: Part) -> SequenceItems:
-        """Return the texts of a part, the same object every time.
-
-        Raises:
-            DataError: the part was not given.
-        """
-        return part_of(self._items, part, self.name)
+        return {"classes": self.classes, **super().settings}
 
     def check(self, model: torch.nn.Module) -> None:
         """Run the longest text through a model.

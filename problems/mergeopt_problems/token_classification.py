@@ -18,8 +18,9 @@ from mergeopt_problems.class_predictions import classified
 from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.entities import OUTSIDE, TagScheme, count_entities
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
-from mergeopt_problems.options import check_whole
-from mergeopt_problems.refusals import check_finite, part_of
+from mergeopt_problems.options import check_draw
+from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.refusals import check_finite
 from mergeopt_problems.sequence_models import check_inputs, logits_of, probe, sequence_batches
 from mergeopt_problems.tagged_items import TaggedItems
 from mergeopt_problems.tagged_text import Tagged, TaggedTextSource, read
@@ -30,7 +31,7 @@ __all__ = ["TokenClassification"]
 log = logging.getLogger(__name__)
 
 
-class TokenClassification:
+class TokenClassification(PartedTask[TaggedItems]):
     """Classification of the words of sentences that `datasets` reads.
 
     A word is what its first token is said to be; its other tokens and the special ones do not count. Tags of the data are those of the
@@ -67,40 +68,22 @@ class TokenClassification:
         batch: int = 32,
         name: str = "token_classification",
     ) -> None:
-        check_whole("limit", 1 if limit is None else limit, 1)
-        check_whole("seed", seed, 0)
-        check_whole("batch", batch, 1)
+        check_draw(limit=limit, seed=seed, batch=batch)
         check_classes(classes)
-        self.name = name
-        self.classes = classes
-        self.batch = batch
         source = TaggedTextSource.of(data)
         encoding = TextEncoding(tokenizer, max_length)
-        self._padding = encoding.padding
         found = read(source)
-        self.warnings = found.warnings
-        self._items: dict[Part, TaggedItems] = {}
+        parts: dict[Part, TaggedItems] = {}
         for part, sentences in found.parts.items():
             kept = sentences.chosen(drawn_by_label(sentences.kinds, limit, seed))
-            self._items[part] = _items(kept, encoding, f"{source.path}, {part} part")
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that this task has data for."""
-        return tuple(self._items)
+            parts[part] = _items(kept, encoding, f"{source.path}, {part} part")
+        super().__init__(name=name, parts=parts, batch=batch, warnings=found.warnings)
+        self.classes, self._padding = classes, encoding.padding
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What determines the records besides model and items; JSON-able."""
-        return {"classes": self.classes, "batch": self.batch}
-
-    def items(self, part: Part) -> TaggedItems:
-        """Return the sentences of a part, the same object every time.
-
-        Raises:
-            DataError: the part was not given.
-        """
-        return part_of(self._items, part, self.name)
+        return {"classes": self.classes, **super().settings}
 
     def check(self, model: torch.nn.Module) -> None:
         """Run the longest sentence through a model and compare its label names with the tags.

@@ -15,6 +15,8 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedConfig,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -23,6 +25,7 @@ from mergeopt.batched_task import BatchedTask
 from mergeopt_problems.causal_lm import CausalLM
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
+from mergeopt_problems.seq2seq_lm import Seq2SeqLM
 from mergeopt_problems.text_classification import TextClassification
 from mergeopt_problems.text_regression import TextRegression
 from mergeopt_problems.token_classification import TokenClassification
@@ -78,7 +81,22 @@ def image_classification(folder: Path) -> Asked:
     return Asked(task, _random(ViTForImageClassification, config))
 
 
-KINDS: list[Callable[[Path], Asked]] = [text_classification, text_regression, token_classification, causal_lm, image_classification]
+def seq2seq_lm(folder: Path) -> Asked:
+    rows = [{"prompt": text, "reference": text[::-2], "split": "val"} for text in TEXTS]
+    task = Seq2SeqLM(data=_source(folder, rows), tokenizer="bytes", batch=3)
+    sizes: Any = {"vocab_size": 256, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    config = T5Config(**{**sizes, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 3})
+    return Asked(task, _random(T5ForConditionalGeneration, config))
+
+
+KINDS: list[Callable[[Path], Asked]] = [
+    text_classification,
+    text_regression,
+    token_classification,
+    causal_lm,
+    seq2seq_lm,
+    image_classification,
+]
 
 
 def _rows() -> Rows:

@@ -35,7 +35,7 @@ from mergeopt.errors import CandidateError, ConfigError, DataError
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.models.architecture import quiet_transformers
 from mergeopt.task import Items, Task
-from mergeopt_problems import causal_lm
+from mergeopt_problems import token_losses
 from mergeopt_problems.causal_lm import CausalLM
 from mergeopt_problems.lm_metrics import Perplexity
 from mergeopt_problems.text_items import IGNORED, windows
@@ -192,7 +192,7 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The cross-entropy in chunks of a few rows is that of all rows."""
     made, model = task(write(tmp_path, table())), gpt2()
     whole = made.records(model, "search", CPU)
-    monkeypatch.setattr(causal_lm, "ELEMENTS", 7 * 300)
+    monkeypatch.setattr(token_losses, "ELEMENTS", 7 * 300)
     np.testing.assert_allclose(made.records(model, "search", CPU)["nll"], whole["nll"], rtol=1e-6)
 
 

@@ -26,16 +26,18 @@ from transformers import (
 from mergeopt import registry
 from mergeopt.errors import CandidateError, ConfigError, DataError
 from mergeopt.evaluation.objectives import TaskObjective
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.architecture import quiet_transformers
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
+from mergeopt.problem import Proposal
 from mergeopt.study.records import pack, unpack
 from mergeopt.task import Items, Task
 from mergeopt_problems.answers import Answers
 from mergeopt_problems.generation import Generation
 from mergeopt_problems.generation_metrics import ExactMatch, TruncationRate, UnparsedRate
 from tests.problems.tiny_text import TEXTS, Rows, bert, wordpiece, write
-from tests.tiny_models import tiny_gpt2, write_folders
+from tests.tiny_models import tiny_gpt2, tiny_t5, write_folders
 
 CPU = torch.device("cpu")
 END = 3
@@ -292,3 +294,30 @@ def test_settings_that_are_handed_on_count(tmp_path: Path, make: Make) -> None:
         assert pool.carry.digests("generation").keys() == {"generation_config.json"}
         written[owner] = task.records(Layout(pool).live_model(torch.float32, CPU), "search", CPU)["output"][0]
     assert len(set(written["e0"])) > len(set(written["base"]))
+
+
+@pytest.mark.parametrize("build", [tiny_gpt2, tiny_t5])
+def test_candidates_that_share_layers(tmp_path: Path, make: Make, build: Callable[[], PreTrainedModel]) -> None:
+    """Outputs are the same whether or not layers that candidates share are computed once."""
+
+    def far() -> PreTrainedModel:
+        model = build()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.7 * torch.randn_like(parameter))
+        return model
+
+    base, experts = write_folders(far, tmp_path)
+    rows = [{"prompt": "\x04\x05" + "\x06" * i, "reference": "a", "split": "val"} for i in range(4)]
+    objective = TaskObjective("own", make(rows, max_new_tokens=5), ExactMatch())
+    found = []
+    for prefixes in (None, 1 << 24):
+        pool = Pool(str(base), {name: str(path) for name, path in experts.items()})
+        problem = MergeProblem(pool, "linear", [objective], groups="layer", device="cpu", prefixes=prefixes)
+        first, last = np.random.default_rng(0).random((2, problem.info.space.dim))
+        genomes = [np.where(np.arange(len(first)) >= len(first) - changed, last, first) for changed in (0, 2, 4, 6)]
+        evaluations = list(problem.evaluate([Proposal(str(i), own) for i, own in enumerate(genomes)], "search"))
+        assert [one.error for one in evaluations] == [None] * 4
+        found.append([one.scores["own"].records["output"].tolist() for one in evaluations])
+    assert found[0] == found[1]
+    assert len({str(own) for own in found[0]}) > 1

@@ -299,5 +299,5 @@ def test_malformed_options(tmp_path: Path) -> None:
         ImageSource.of({"path": "x", "search": "val", "report": "val"})
     with pytest.raises(ConfigError, match="unknown key 'mena'; did you mean 'mean'"):
         task(write(tmp_path, table()), preprocess={"mena": 0.1})
-    with pytest.raises(ConfigError, match="limit: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match="limit: expected a whole number at least 1, got 0"):
         task(write(tmp_path, table()), limit=0)
