@@ -26,6 +26,7 @@ from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.out_of_memory import score_at_once, scored_at_once
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
+from mergeopt.evaluation.recall import Recall
 from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.lineage import Lineage
@@ -38,7 +39,7 @@ from mergeopt.operators.function import FunctionOperator, OperatorFactory
 from mergeopt.problem import Evaluation, Members, ProblemInfo, Proposal
 from mergeopt.recipe import Argument, Heads, Measured, Recipe, Source, content_hash, groups_json
 from mergeopt.registry import load
-from mergeopt.task import Objective, Part
+from mergeopt.task import Objective, Part, Records, Score
 
 __all__ = ["BASELINES", "MergeMaterials", "MergeProblem", "find_operator", "make_recipe", "sources_of"]
 
@@ -78,6 +79,7 @@ class MergeProblem:
         batch: candidates made at a time.
         threads: that torch computes with; None for one with small models, for which more only wait for each other, else torch's choice.
         prefixes: bytes of activations kept for candidates that share their first layers; None to run every pass from end to end.
+        recall: answer from memory where a recipe makes the same model as an earlier one, by its exact coefficients.
         scoring: `candidates`, each from end to end, or `layers`, all candidates together layer by layer, see `LayerMajor`: for models that
             do not fit into memory.
         name: for people.
@@ -103,6 +105,7 @@ class MergeProblem:
         batch: int = 8,
         threads: int | None = None,
         prefixes: int | None = None,
+        recall: bool = True,
         scoring: Scoring = "candidates",
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
@@ -118,6 +121,8 @@ class MergeProblem:
         self.statistics = MeasuredExperts(pool.expert_names, self.objectives, measuring or Measuring())
         self.statistics.check(self.operator)
         self.threads, self.prefixes, self.scoring = pick_threads(threads, self.layout.elements), prefixes, scoring
+        self._recall: Recall[dict[str, Score]] | None = Recall() if recall else None
+        self._recall_partly: Recall[list[Records]] | None = Recall() if recall else None
         if scoring == "layers" and prefixes is not None:
             raise ConfigError("memory: prefixes: nothing is kept where scoring is by layers; leave one of the two out")
         if scoring == "layers" and self.operator.requires.statistics:
@@ -222,7 +227,9 @@ class MergeProblem:
 
     def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
         """Make and score proposals in order."""
-        for outcome in self._scorer.evaluate(self._recipes(proposals), part):
+        recipes = self._recipes(proposals)
+        whole = self.scoring == "candidates" and self._recall is not None
+        for outcome in self.evaluator.evaluate(recipes, part, self._recall) if whole else self._scorer.evaluate(recipes, part):
             yield Evaluation(outcome.scores, outcome.error, outcome.seconds)
 
     def race(self, racing: Racing, *, seed: int) -> Race:
@@ -236,7 +243,7 @@ class MergeProblem:
 
     def run_heat(self, proposals: Sequence[Proposal], heat: Heat) -> Iterator[Evaluation]:
         """Make proposals and measure them as a heat asks."""
-        for outcome in run_heat(self.evaluator, self._recipes(proposals), heat):
+        for outcome in run_heat(self.evaluator, self._recipes(proposals), heat, self._recall_partly):
             yield Evaluation(outcome.scores, outcome.error, outcome.seconds, outcome.censored)
 
     def baselines(self) -> list[Proposal]:

@@ -124,7 +124,7 @@ def _detail(standing: Standing) -> str:
     if standing.phase == "learning":
         return _steps(standing)
     parts = [] if standing.hypervolume is None else [f"hypervolume {standing.hypervolume:.4f}"]
-    counts = ((standing.failed, "failed"), (standing.censored, "dropped"), (standing.cached, "repeated"))
+    counts = ((standing.failed, "failed"), (standing.censored, "dropped"), (standing.cached, "repeated"), (standing.recalled, "recalled"))
     parts += [f"{count} {what}" for count, what in counts if count]
     if standing.censored:
         parts.append(f"{standing.items / standing.items_in_full:.0%} of items scored")

@@ -103,6 +103,7 @@ def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective
         device=run_file.device,
         batch=run_file.batch,
         threads=run_file.threads,
+        recall=run_file.recall,
         name=name,
         baselines=[kind for kind in run_file.baselines if kind != "random"],
         measuring=_measuring(run_file, root, pool),

@@ -104,6 +104,7 @@ class RunFile(_Section):
     baselines: list[str] = ["base", "experts", "uniform"]
     batch: int = Field(default=8, gt=0)
     racing: Any = None
+    recall: bool = True
     threads: int | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
     device: str = "auto"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.fingerprint import fingerprint
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, StatisticsOf, Values, stream
 from mergeopt.evaluation.out_of_memory import Shortage, attempt
+from mergeopt.evaluation.outcome import Outcome
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
-from mergeopt.evaluation.race import Censored
+from mergeopt.evaluation.recall import Recall, bytes_of_scores
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.genomes.coefficients import parameter_values
@@ -34,7 +36,7 @@ from mergeopt.recipe import LEARNED, Argument, Learned, Recipe
 from mergeopt.statistics import ExpertStatistics
 from mergeopt.task import Objective, Part, Score
 
-__all__ = ["Evaluator", "FindOperator", "Outcome", "corrected", "kind_of", "open_learned", "recipe_values"]
+__all__ = ["Evaluator", "FindOperator", "corrected", "kind_of", "open_learned", "recipe_values"]
 
 FindOperator = Callable[[str, str], MergeOperator]
 """Returns the operator of a name and variant."""
@@ -42,15 +44,6 @@ log = logging.getLogger(__name__)
 
 
 OVERFLOW = "its weights overflow float16; use bfloat16 or float32"
-
-
-class Outcome:
-    """What became of a recipe: scores, or why there are none, and the seconds it took by stage."""
-
-    __slots__ = ("censored", "error", "scores", "seconds")
-
-    def __init__(self, scores: dict[str, Score], error: str | None, seconds: dict[str, float], censored: Censored | None = None) -> None:
-        self.scores, self.error, self.seconds, self.censored = scores, error, seconds, censored
 
 
 class Evaluator:
@@ -130,25 +123,30 @@ class Evaluator:
         """Know a learned set by its content hash, so that recipes can ask it."""
         self._learned[learned.hash] = learned
 
-    def evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
+    def evaluate(self, recipes: Sequence[Recipe], part: Part, recall: Recall[dict[str, Score]] | None = None) -> Iterator[Outcome]:
         """Make and score recipes, yielding each outcome, in order, as soon as it is known.
 
         Where candidates share their first layers, they are scored in an order that has neighbours share most.
+
+        Args:
+            recipes: of the candidates.
+            part: which data.
+            recall: answers for models that were scored before and remembers the others; such an outcome's seconds name the stage `recall`.
         """
         if self.prefixes is None:
-            yield from self._evaluate(recipes, part)
+            yield from self._evaluate(recipes, part, recall)
             return
         identities = [self._identity(recipe) for recipe in recipes]
-        yield from self.prefixes.arranged(identities, lambda order: self._evaluate([recipes[place] for place in order], part))
+        yield from self.prefixes.arranged(identities, lambda order: self._evaluate([recipes[place] for place in order], part, recall))
 
-    def _evaluate(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
+    def _evaluate(self, recipes: Sequence[Recipe], part: Part, recall: Recall[dict[str, Score]] | None) -> Iterator[Outcome]:
         done = 0
         while done < len(recipes):  # a turn ends early where fewer candidates fit into memory than thought
-            for outcome in self._turn(recipes[done : done + self.arena.candidates], part):
+            for outcome in self._turn(recipes[done : done + self.arena.candidates], part, recall):
                 done += 1
                 yield outcome
 
-    def _turn(self, recipes: Sequence[Recipe], part: Part) -> Iterator[Outcome]:
+    def _turn(self, recipes: Sequence[Recipe], part: Part, recall: Recall[dict[str, Score]] | None) -> Iterator[Outcome]:
         """Make and score as many recipes as the arena holds; fewer where memory is short and the arena was halved."""
         began = time.perf_counter()
         errors = self.try_make(recipes)
@@ -158,7 +156,7 @@ class Evaluator:
             return
         share = (time.perf_counter() - began) / len(recipes)
         for row, error in enumerate(errors):
-            outcome = Outcome({}, error, {"make": share}) if error else self._score(recipes[row], row, part, share)
+            outcome = Outcome({}, error, {"make": share}) if error else self._score(recipes[row], row, part, share, recall)
             if isinstance(outcome, Shortage):
                 return
             yield outcome
@@ -182,6 +180,17 @@ class Evaluator:
         log.info("memory is short, %d candidates at a time from now on (%s)", count, shortage.said)
         return True
 
+    def made_of(self, recipe: Recipe, row: int, *what: Hashable) -> Hashable | None:
+        """Return what the model in a row shares with the same model made of other recipes; None where it is not known.
+
+        Args:
+            recipe: it was made of.
+            row: of the arena.
+            what: is asked of the model, to be part of the answer.
+        """
+        made = self._contents[row].made_of
+        return None if made is None else (hashlib.blake2b(kind_of(recipe).encode()).digest(), made, *what)
+
     def head_of(self, objective: Objective) -> str | None:
         """Return whose head an objective is measured with; None where heads are shared."""
         return self.layout.pool.head_of(objective.info.expert)
@@ -199,9 +208,13 @@ class Evaluator:
             raise CandidateError(errors[0])
         return self.arena.bind(0, head)
 
-    def _score(self, recipe: Recipe, row: int, part: Part, make: float) -> Outcome | Shortage:
+    def _score(self, recipe: Recipe, row: int, part: Part, make: float, recall: Recall[dict[str, Score]] | None) -> Outcome | Shortage:
         """Score the candidate in a row; a shortage where that may work with fewer candidates in memory."""
         began = time.perf_counter()
+        key = None if recall is None else self.made_of(recipe, row, part)
+        known = None if recall is None else recall.find(key)
+        if known is not None:
+            return Outcome(known, None, {"make": make, "recall": time.perf_counter() - began})
         bound = functools.cache(functools.partial(self.arena.bind, row))  # once for all objectives that share a head
         try:
             with computing_threads(self.threads), self.reusing(recipe):
@@ -211,6 +224,8 @@ class Evaluator:
             short = isinstance(failure, MemoryShortage)
         if error is not None and short and self.shrink(Shortage(error)):
             return Shortage(error)
+        if recall is not None and error is None:
+            recall.keep(key, scores, bytes_of_scores(scores))
         return Outcome(scores, error, {"make": make, "score": time.perf_counter() - began})
 
     def expect(self, recipes: Sequence[Recipe]) -> None:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 
 from mergeopt.errors import CandidateError, MemoryShortage
-from mergeopt.evaluation.evaluator import Evaluator, Outcome
+from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.out_of_memory import Shortage
+from mergeopt.evaluation.outcome import Outcome
 from mergeopt.evaluation.race import Censored, Heat
+from mergeopt.evaluation.recall import Recall, bytes_of_records
 from mergeopt.evaluation.score import record_items
 from mergeopt.evaluation.threads import computing_threads
 from mergeopt.recipe import Recipe
+from mergeopt.task import Records
 
 __all__ = ["run_heat"]
 
 
-def run_heat(evaluator: Evaluator, recipes: Sequence[Recipe], heat: Heat) -> Iterator[Outcome]:
-    """Make recipes and measure them on the search part in the order of a heat, yielding each outcome as soon as it is known."""
+def run_heat(evaluator: Evaluator, recipes: Sequence[Recipe], heat: Heat, recall: Recall[list[Records]] | None = None) -> Iterator[Outcome]:
+    """Make recipes and measure them on the search part in the order of a heat, yielding each outcome as soon as it is known.
+
+    Args:
+        evaluator: makes them.
+        recipes: of the heat's candidates, in order.
+        heat: just begun.
+        recall: answers for models that were measured before on the same items and remembers the others; the seconds of an outcome that
+            took no pass at all name the stage `recall`.
+    """
     evaluator.expect(recipes)
-    seats = _Seats(evaluator, recipes)
+    seats = _Seats(evaluator, recipes, recall)
     for index in range(len(recipes)):
         while not heat.finished(index):
             for runner in heat.todo():
@@ -28,17 +41,17 @@ def run_heat(evaluator: Evaluator, recipes: Sequence[Recipe], heat: Heat) -> Ite
             heat.decide()
         error, result = seats.errors[index], {} if seats.errors[index] else heat.result(index)
         scores, censored = ({}, result) if isinstance(result, Censored) else (result, None)
-        yield Outcome(scores, error, seats.seconds[index], censored)
+        yield Outcome(scores, error, seats.seconds(index), censored)
 
 
 class _Seats:
     """The recipes of a heat in an arena, as many at a time as it holds; made again where others took their places."""
 
-    def __init__(self, evaluator: Evaluator, recipes: Sequence[Recipe]) -> None:
-        self._evaluator, self._recipes = evaluator, recipes
+    def __init__(self, evaluator: Evaluator, recipes: Sequence[Recipe], recall: Recall[list[Records]] | None) -> None:
+        self._evaluator, self._recipes, self._recall = evaluator, recipes, recall
         self._start: int | None = None
         self.errors: list[str | None] = [None] * len(recipes)
-        self.seconds = [{"make": 0.0, "score": 0.0} for _ in recipes]
+        self._make, self._score, self._passes = [0.0] * len(recipes), [0.0] * len(recipes), [0] * len(recipes)
 
     def measure(self, index: int, heat: Heat) -> None:
         """Measure a recipe on what the heat wants of it, or note why it cannot be; with fewer in memory where that is short."""
@@ -47,23 +60,39 @@ class _Seats:
             row = self._take(index)
             began = time.perf_counter()
             shortage = self._measured(index, row, heat) if self.errors[index] is None else None
-            self.seconds[index]["score"] += time.perf_counter() - began
+            self._score[index] += time.perf_counter() - began
             if shortage is not None and not self._fewer(shortage):
                 self.errors[index], shortage = shortage.said, None
         if self.errors[index] is not None:
             heat.fail(index)
 
+    def seconds(self, index: int) -> dict[str, float]:
+        """Return the seconds that a recipe took, by stage."""
+        return {"make": self._make[index], "score" if self._passes[index] else "recall": self._score[index]}
+
     def _measured(self, index: int, row: int, heat: Heat) -> Shortage | None:
-        evaluator = self._evaluator
-        bound = functools.cache(functools.partial(evaluator.arena.bind, row))
         try:
-            with computing_threads(evaluator.threads), evaluator.reusing(self._recipes[index]):
-                heat.add(index, record_items(lambda one: bound(evaluator.head_of(one)), heat.passes, heat.wanted(index), evaluator.device))
+            heat.add(index, self._records(index, row, heat))
         except MemoryShortage as failure:
             return Shortage(str(failure))
         except CandidateError as failure:
             self.errors[index] = str(failure)
         return None
+
+    def _records(self, index: int, row: int, heat: Heat) -> list[Records]:
+        evaluator, recipe, wanted = self._evaluator, self._recipes[index], heat.wanted(index)
+        items = hashlib.blake2b(b"".join(array("q", [len(some), *some]).tobytes() for some in wanted)).digest()
+        key = None if self._recall is None else evaluator.made_of(recipe, row, items)
+        known = None if self._recall is None else self._recall.find(key)
+        if known is not None:
+            return known
+        self._passes[index] += 1
+        bound = functools.cache(functools.partial(evaluator.arena.bind, row))
+        with computing_threads(evaluator.threads), evaluator.reusing(recipe):
+            found = record_items(lambda one: bound(evaluator.head_of(one)), heat.passes, wanted, evaluator.device)
+        if self._recall is not None:
+            self._recall.keep(key, found, bytes_of_records(found))
+        return found
 
     def _fewer(self, shortage: Shortage) -> bool:
         self._start = None
@@ -86,4 +115,4 @@ class _Seats:
             self._start = start
             for other, error in zip(batch, errors, strict=True):
                 self.errors[other] = self.errors[other] or error
-                self.seconds[other]["make"] += (time.perf_counter() - began) / len(batch)
+                self._make[other] += (time.perf_counter() - began) / len(batch)

@@ -72,6 +72,13 @@ class Contents:
         self._cells: list[Cell] | None = None
         self._coefficients: dict[int, Hashable] = {}
 
+    @property
+    def made_of(self) -> Hashable | None:
+        """What its cells were made with, in order, None where that is not known of all; of equal rows it makes equal weights."""
+        if self._cells is None or len(self._coefficients) < len(self._cells):
+            return None
+        return tuple(self._coefficients[cell] for cell in range(len(self._cells)))
+
     def differs(self, cells: list[Cell], cell: int, coefficients: Hashable | None) -> bool:
         """Whether a cell is to be written; taken as written then, None for what cannot be told apart."""
         if self._cells is not cells:

@@ -11,7 +11,7 @@ from typing import Any
 from mergeopt.report.flaws import Flaw, flaws
 from mergeopt.strategy import Status
 from mergeopt.study.run import Run
-from mergeopt.study.trial import Trial
+from mergeopt.study.trial import Trial, recalled
 from mergeopt.task import ObjectiveInfo, Part
 
 __all__ = ["RANDOM", "Mark", "Summary", "summarise"]
@@ -61,6 +61,7 @@ class Summary:
         still_nondominated: points of the front that are non-dominated among its points on the report part; None where nothing is held out.
         warnings: what the data and the strategy had to say about the search, and whose outputs are flawed more or less than others'.
         flaws: how often outputs are flawed.
+        recalled: how many candidates make the same model as earlier ones and were answered from memory.
         censored: how many candidates a race dropped before they were scored in full.
         items: on how many items candidates were scored, over all objectives, and how many full scorings would have taken.
     """
@@ -79,6 +80,7 @@ class Summary:
     still_nondominated: int | None
     warnings: tuple[str, ...] = ()
     flaws: tuple[Flaw, ...] = ()
+    recalled: int = 0
     censored: int = 0
     items: tuple[int, int] = (0, 0)
 
@@ -102,6 +104,7 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         objectives=run.objectives,
         trials=tuple(_mark(trial, f"trial {trial.number}") for trial in charged if trial.ok),
         failed=sum(trial.status is Status.FAILED for trial in charged),
+        recalled=recalled(run.trials),
         censored=sum(trial.status is Status.CENSORED for trial in charged),
         items=run.items_scored,
         reasons=tuple(Counter(_reason(trial) for trial in run.trials if trial.status is Status.FAILED).most_common()),

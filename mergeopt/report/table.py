@@ -74,6 +74,8 @@ def verdict(summary: Summary) -> list[str]:
         lines.append(
             f"{summary.censored} of {tried} trials were dropped by the race: {scored:,} of {full:,} items scored ({full / scored:.1f} x)"
         )
+    if summary.recalled:
+        lines.append(f"{summary.recalled} of {tried} trials make the same model as earlier ones and were answered from memory")
     if summary.failed:
         lines.append(f"{summary.failed} of {tried} trials failed")
     lines += [f"  {times} x {reason}" for reason, times in summary.reasons[:REASONS]]

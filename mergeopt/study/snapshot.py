@@ -13,7 +13,7 @@ from typing import Any
 from mergeopt.strategy import Budget, Status
 from mergeopt.study.database import database_errors
 from mergeopt.study.front import Front, FrontPoint, hypervolume
-from mergeopt.study.trial import Trial, items_scored, losses, to_natural
+from mergeopt.study.trial import Trial, items_scored, losses, recalled, to_natural
 from mergeopt.task import ObjectiveInfo, Part
 
 __all__ = ["Progress", "Publisher", "front_json", "search_front"]
@@ -34,6 +34,7 @@ class Progress:
         cached: exact duplicates answered from the store, not charged.
         failed: charged candidates that failed.
         censored: charged candidates that a race dropped.
+        recalled: candidates that make the same model as earlier ones and were answered from memory; charged like any other.
         items: on which candidates were scored, over all objectives.
         items_in_full: that full scorings would have taken.
         gradient_steps: taken by a strategy that learns.
@@ -54,6 +55,7 @@ class Progress:
     gradient_steps: int = 0
     gradient_budget: int | None = None
     censored: int = 0
+    recalled: int = 0
     items: int = 0
     items_in_full: int = 0
 
@@ -126,6 +128,7 @@ class Publisher:
             cached=sum(trial.kind != "baseline" and not trial.charged for trial in trials),
             failed=sum(trial.status is Status.FAILED for trial in charged),
             censored=sum(trial.status is Status.CENSORED for trial in charged),
+            recalled=recalled(trials),
             items=items,
             items_in_full=in_full,
             best={objective.name: value for objective, value in zip(self._objectives, best, strict=False)},

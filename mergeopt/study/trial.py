@@ -18,7 +18,7 @@ from mergeopt.recipe import Recipe
 from mergeopt.strategy import Status
 from mergeopt.task import ObjectiveInfo, Part, Score
 
-__all__ = ["Kind", "Trial", "items_scored", "losses", "proposal_key", "to_natural", "violations"]
+__all__ = ["Kind", "Trial", "items_scored", "losses", "proposal_key", "recalled", "to_natural", "violations"]
 
 Kind = Literal["asked", "init", "baseline"]
 Vector = npt.NDArray[np.float64]
@@ -95,6 +95,11 @@ class Trial:
         if not scores:
             return None
         return np.array([scores[objective.name].value for objective in objectives], dtype=np.float64)
+
+
+def recalled(trials: Sequence[Trial]) -> int:
+    """Return how many candidates an evaluator answered from memory, because they make the same model as earlier ones."""
+    return sum("recall" in trial.seconds and trial.duplicate_of is None and trial.status is not Status.FAILED for trial in trials)
 
 
 def items_scored(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo]) -> tuple[int, int]:

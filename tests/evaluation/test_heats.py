@@ -12,8 +12,8 @@ import torch
 
 import mergeopt as mo
 from mergeopt.errors import ConfigError
-from mergeopt.evaluation.evaluator import Outcome
 from mergeopt.evaluation.heats import run_heat
+from mergeopt.evaluation.outcome import Outcome
 from mergeopt.evaluation.racing import Racing
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.task import Part, Records
