@@ -384,7 +384,7 @@ class MergeProblem:
             "candidates": self.batch * self.layout.size * width,
             "model": model,
             "temporary": 3 * rows * largest * 4,
-            "prefixes": self.prefixes or 0,
+            **({"prefixes": self.prefixes} if self.prefixes else {}),
         }
 
     @cached_property

@@ -104,6 +104,8 @@ def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective
         batch=run_file.batch,
         threads=run_file.threads,
         recall=run_file.recall,
+        prefixes=run_file.memory.prefixes,
+        scoring=run_file.memory.scoring,
         name=name,
         baselines=[kind for kind in run_file.baselines if kind != "random"],
         measuring=_measuring(run_file, root, pool),

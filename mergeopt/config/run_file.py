@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mergeopt.errors import ConfigError, UserError, nearest
 from mergeopt.evaluation.racing import Racing
+from mergeopt.memory import parse_size
 from mergeopt.registry import load, names
 from mergeopt.strategy import Strategy
 
@@ -82,6 +83,21 @@ class Merge(_Section):
     statistics: Statistics = Statistics()
 
 
+class Memory(_Section):
+    """Section `memory`: what is kept in it between candidates, and how these are scored where it does not hold them."""
+
+    prefixes: int | None = None
+    scoring: Literal["candidates", "layers"] = "candidates"
+
+    @field_validator("prefixes", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> int | None:
+        try:
+            return None if value is None else parse_size(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+
 class Budgeted(_Section):
     """Section `budget`: what the search may spend."""
 
@@ -105,6 +121,7 @@ class RunFile(_Section):
     batch: int = Field(default=8, gt=0)
     racing: Any = None
     recall: bool = True
+    memory: Memory = Memory()
     threads: int | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0)
     device: str = "auto"

@@ -46,6 +46,13 @@ def test_a_run_file_makes_the_problem_that_a_script_makes() -> None:
     assert fingerprint(build(merge={"operator": "ties", "groups": "layer"})) == fingerprint(made)
 
 
+def test_memory_changes_no_score() -> None:
+    """How candidates are kept in memory is part of the problem, and not of what determines its scores."""
+    layers, reusing = build(memory={"scoring": "layers"}), build(memory={"prefixes": "1GiB"})
+    assert (layers.scoring, reusing.scoring, layers.prefixes, reusing.prefixes) == ("layers", "candidates", None, 2**30)
+    assert fingerprint(layers) == fingerprint(reusing) == fingerprint(build())
+
+
 @pytest.mark.parametrize(
     "changes",
     [

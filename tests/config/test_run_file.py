@@ -63,6 +63,27 @@ def test_a_stored_run_file_is_read_back_as_it_was() -> None:
     assert run_file.model.carry == {"tokenizer": "x"}
 
 
+@pytest.mark.parametrize(("text", "size"), [("2GiB", 2**31), ("500 MB", 500 * 10**6), (4096, 4096), (None, None)])
+def test_prefixes_are_a_size(text: Any, size: int | None) -> None:
+    """A size in words or bytes is so many bytes; left out, nothing is kept and candidates are scored one by one."""
+    memory = RunFile.parse({**PLAIN, "memory": {"prefixes": text}}).memory
+    assert (memory.prefixes, memory.scoring) == (size, "candidates")
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ({"prefixes": "much"}, "memory.prefixes: expected a size such as 8GiB, 500MB or a number of bytes, got 'much'"),
+        ({"scoring": "layer"}, "memory.scoring: "),
+        ({"prefix": "1GB"}, "unknown key 'memory.prefix'"),
+    ],
+)
+def test_what_is_wrong_with_memory_is_told(memory: Any, message: str) -> None:
+    """A size that is none, another way of scoring, and an unknown key are told with their place."""
+    with pytest.raises(ConfigError, match=message):
+        RunFile.parse({**PLAIN, "memory": memory})
+
+
 @pytest.mark.parametrize(("text", "rule"), [("off", None), ("anytime", "anytime"), ("{rule: sequential, z: 2}", "sequential")])
 def test_racing_is_off_a_rule_or_a_mapping(tmp_path: Path, text: str, rule: str | None) -> None:
     """`racing` is off (which YAML reads as false), a rule's name, or a mapping; what is stored of it is read back as it was."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification, BertForTokenClassification
 
+import mergeopt as mo
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.layer_major import LayerMajor
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
@@ -23,6 +24,7 @@ from tests.problems.batched import KINDS, TAGS, Asked, causal_lm, text_classific
 from tests.problems.tiny_text import bert
 
 CPU = torch.device("cpu")
+PLENTY = 1 << 30
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -121,6 +123,19 @@ def test_weights_are_never_there_as_a_whole(tmp_path: Path, monkeypatch: pytest.
 def stored(model: torch.nn.Module) -> int:
     """Return bytes of a model's parameters, those that are one number seen many times left out."""
     return sum(p.nbytes for p in model.parameters() if p.numel() == 1 or any(p.stride()))
+
+
+@pytest.mark.parametrize("memory", [{"scoring": "layers"}, {"prefixes": PLENTY}])
+def test_a_search_goes_the_same_way(memory: Mapping[str, Any], tmp_path: Path) -> None:
+    """A search that scores by layers, or reuses shared ones, tries the same candidates to the same scores as one that does neither."""
+    family = Family.made(text_classification, tmp_path)
+    found = []
+    for name, options in (("plain", {}), ("other", memory)):
+        problem = family.problem(batch=3, **options)
+        run = mo.optimize(problem, strategy=load("strategies", "nsga2")(pop_size=4), budget=12, seed=0, out=tmp_path / name)
+        found.append([(trial.key, trial.scores["search"]["score"].value) for trial in run.trials])
+    assert len(found[0]) > 12
+    assert found[0] == found[1]
 
 
 def test_what_needs_whole_models_is_refused(tmp_path: Path) -> None:
