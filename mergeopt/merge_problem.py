@@ -357,7 +357,7 @@ class MergeProblem:
             "generation": self.pool.carry.digests("generation"),
             **({"statistics": told} if (told := self.statistics.describe(self.operator)) else {}),
             "dtype": str(self.dtype).removeprefix("torch."),
-            **({"heads": self.pool.heads_described()} if self.pool.heads else {}),
+            **({} if self.pool.head_mode == "shared" else {"heads": self.pool.heads_described()}),
             "objectives": [{"name": o.info.name, "direction": o.info.direction, **o.fingerprint} for o in self.objectives],
         }
 
@@ -492,7 +492,7 @@ def make_recipe(
         exclude=pool.exclude,
         dtype=str(dtype).removeprefix("torch."),
         carry=pool.carry.owners,
-        heads=Heads(pool.head_mode, pool.head_tensors) if pool.heads else None,
+        heads=None if pool.head_mode == "shared" else Heads(pool.head_mode, pool.head_tensors),
         statistics=statistics,
     )
 

@@ -101,7 +101,7 @@ class Heads:
     """What becomes of heads that are not merged like any tensor.
 
     Args:
-        mode: `separate`: every expert keeps its own.
+        mode: `separate`: every expert keeps its own; `by_label`: all become one, with the labels of all.
         tensors: regexes of the names of their tensors; none for the tensors outside the base model.
         written: the expert whose head the model has that this recipe makes; None where that is said later, as of a search's candidates.
     """

@@ -154,7 +154,7 @@ def _show(summary: Summary, *, whole: bool) -> None:
 def _show_ways_on(run: Run, file: Path, picture: Path | None) -> None:
     written = [str(run.folder / "run.db"), *([] if picture is None else [str(picture)])]
     typer.echo(f"\nwritten     {', '.join(written)}")
-    every = " --head all" if "heads" in run.header.get("provenance", {}) else ""
+    every = " --head all" if run.header.get("provenance", {}).get("heads", {}).get("mode") == "separate" else ""
     typer.echo(f"export      mergeopt export {run.folder} --knee{every} --to merged/")
     for learned in sorted((run.folder / LEARNED_SETS).glob("*")):
         typer.echo(f"            mergeopt export {learned} --prefer {run.objectives[0].name}=1{every} --to merged/   (any preference)")
@@ -190,6 +190,10 @@ def _heads(problem: MergeProblem) -> list[str]:
         lines.append(
             f"head        {expert}: {', '.join(head.own) or 'no tensors'}; {len(head.labels)} labels ({labels}); measures {measured}"
         )
+    if (labelled := problem.pool.labelled) is not None:
+        known = {label: [key for key, own in labelled.known.items() if label in own] for label in labelled.labels}
+        told = "; ".join(f"{label} ({', '.join(experts)})" for label, experts in known.items())
+        lines.append(f"head        one, with {len(known)} labels of those that know them: {told}")
     if unused := problem.pool.coverage.heads.get("base"):
         lines.append(f"            {len(unused)} tensors of the base's own head are not used: {', '.join(unused[:MOST_LABELS])}")
     return lines

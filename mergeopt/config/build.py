@@ -249,6 +249,8 @@ def _task(entry: Mapping[str, Any], root: Path, pool: Pool, where: str) -> Task:
         options["tokenizer"] = str(root / options["tokenizer"])
     elif "tokenizer" not in options and tokenizer is not None and "tokenizer" in inspect.signature(factory).parameters:
         options["tokenizer"] = str(tokenizer.parent)  # the one that is handed on with the model
+    if pool.labelled is not None and "expert" in entry and "classes" in inspect.signature(factory).parameters:
+        options.setdefault("classes", pool.labelled.places(entry["expert"]))  # the rows of one head that its labels have
     try:
         task: Task = call(factory, options, f"task {entry['task']!r}")
     except UserError as error:

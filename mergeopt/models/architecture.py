@@ -71,13 +71,14 @@ class HubArchitecture:
 
     Args:
         folder: a Hugging Face model folder.
+        labels: names of the classes in place of those that the folder names, None for those.
 
     Raises:
         SourceError: `config.json` is missing, damaged, or names no class of transformers.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, labels: Sequence[str] | None = None) -> None:
+        self.folder, self.labels = folder, None if labels is None else tuple(labels)
         self.config_data = _read_config(folder)
         names = self.config_data.get("architectures")
         if not (isinstance(names, list) and names and isinstance(names[0], str)):
@@ -88,7 +89,8 @@ class HubArchitecture:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        return {"class": self.class_name, "model_type": self.config_data.get("model_type")}
+        labels = {} if self.labels is None else {"labels": list(self.labels)}
+        return {"class": self.class_name, "model_type": self.config_data.get("model_type"), **labels}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -153,9 +155,13 @@ class HubArchitecture:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise SourceError(f"transformers cannot use {self.folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+        if self.labels is not None:
+            config.id2label = dict(enumerate(self.labels))
+            config.label2id = {label: index for index, label in enumerate(self.labels)}
+        return config
 
 
 def take_generation_settings(model: Any, folder: Path) -> None:

@@ -20,7 +20,9 @@ OF_HEADS = re.compile(r"^(classifier|summary|pooler|num_choices)")
 """Keys that only a head computes with."""
 
 
-def configuration_differences(architecture: Architecture, key: str, expert: Checkpoint, *, own_head: bool = False) -> list[str]:
+def configuration_differences(
+    architecture: Architecture, key: str, expert: Checkpoint, *, own_head: bool = False, reference: str = "the base"
+) -> list[str]:
     """Return what an expert's configuration says otherwise than the base's, as far as it counts.
 
     Args:
@@ -28,12 +30,13 @@ def configuration_differences(architecture: Architecture, key: str, expert: Chec
         key: the expert's name.
         expert: its files.
         own_head: whether it keeps a head of its own, whose settings then may differ.
+        reference: whose the architecture is, where it is not the base's.
     """
     if not isinstance(architecture, HubArchitecture) or expert.folder is None or not (expert.folder / "config.json").is_file():
         return []
     theirs = HubArchitecture(expert.folder).settings
     ours = {name: value for name, value in architecture.settings.items() if name in theirs and not (own_head and OF_HEADS.search(name))}
-    return [f"  config.json: {name} is {a!r} in the base, {b!r} in expert {key!r}" for name, a, b in _differences(ours, theirs)]
+    return [f"  config.json: {name} is {a!r} in {reference}, {b!r} in expert {key!r}" for name, a, b in _differences(ours, theirs)]
 
 
 def tensor_differences(name: str, ours: TensorSpec, key: str, theirs: TensorSpec) -> list[str]:

@@ -33,13 +33,18 @@ class Head:
         checkpoint: the expert's.
         architecture: of the expert: its own class and configuration.
         live: name of a shared tensor -> name in the expert's live model.
-        own: stored names of the expert's tensors that are not shared.
+        places: stored name of a tensor that is not shared -> name in the expert's live model.
     """
 
     checkpoint: Checkpoint
     architecture: Architecture
     live: Mapping[str, str]
-    own: tuple[str, ...]
+    places: Mapping[str, str]
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Stored names of the expert's tensors that are not shared."""
+        return tuple(self.places)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -191,7 +196,7 @@ def _shared(
 
 def _head(checkpoint: Checkpoint, architecture: Architecture, view: _View, stored_as: Mapping[str, str]) -> Head:
     shared = {view.names[name] for name in stored_as}
-    own = tuple(name for name in view.tensors.live if name not in shared)
+    own = {name: place for name, place in view.tensors.live.items() if name not in shared}
     return Head(checkpoint, architecture, {stored: view.live(name) for name, stored in stored_as.items()}, own)
 
 

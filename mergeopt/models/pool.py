@@ -16,11 +16,12 @@ from mergeopt.models.carry import Carry, carried_files
 from mergeopt.models.checkpoint import Checkpoint, TensorSpec
 from mergeopt.models.differences import configuration_differences, tensor_differences
 from mergeopt.models.heads import Head, SeparateHeads, separate_heads
+from mergeopt.models.label_heads import label_heads
 
 __all__ = ["ALL_HEADS", "HEADS", "IN_HEADS", "Coverage", "Pool"]
 
-HEADS = ("shared", "separate")
-"""What may become of heads: merged like any tensor, or kept apart, one per expert."""
+HEADS = ("shared", "separate", "by_label")
+"""What may become of heads: merged like any tensor, kept apart, one per expert, or merged into one with the labels of all."""
 ALL_HEADS = "all"
 """What is asked for to have every head."""
 IN_HEADS = "in heads"
@@ -74,8 +75,9 @@ class Pool:
         module: for bare safetensors files, what builds the `torch.nn.Module` they are the weights of.
         carry: whose tokenizer, processor, chat template and generation settings to hand on, by kind, where sources disagree.
         heads: `shared`: heads are merged like any tensor, so all are alike; `separate`: every expert keeps its own, which may be of any
-            shape and class of model, and what is merged is the rest, the body. The base may then lack a head.
-        head_tensors: with separate heads, regexes of the names of their tensors; none for the tensors outside the base model.
+            shape and class of model, and what is merged is the rest, the body; `by_label`: the heads of experts of one class become one
+            with the labels of all, merged row by row among the experts that know a label. In the latter two the base may lack a head.
+        head_tensors: where heads are not shared, regexes of the names of their tensors; none for the tensors outside the base model.
 
     Raises:
         SourceError: a model cannot be read.
@@ -99,12 +101,13 @@ class Pool:
         self.experts = {name: Checkpoint(path) for name, path in _named(experts).items()}
         self.architecture = self._architecture(module)
         self.head_mode, self.head_tensors = heads, tuple(head_tensors)
-        self._separate = self._separated(module) if heads == "separate" else None
-        if self._separate is None:
-            self.tensors: TensorMap = tensor_map(self.architecture, self.base.names, f"the base ({self.base.path})")
-            self._check_experts()
-        else:
-            self.tensors = self._separate.tensors
+        split = None if heads == "shared" else self._separated(module)
+        self._separate = split if heads == "separate" else None
+        self.labelled = label_heads(self.base, split) if split is not None and heads == "by_label" else None
+        self._unused = () if split is None else split.unused
+        if self.labelled is not None:
+            self.architecture, self.base, self.experts = self.labelled.architecture, self.labelled.base, dict(self.labelled.experts)
+        self.tensors: TensorMap = self._tensors()
         patterns = _patterns(exclude, "exclude")
         self.exclude = tuple(patterns)
         self.coverage = self._cover(patterns)
@@ -126,9 +129,11 @@ class Pool:
         return {} if self._separate is None else self._separate.heads
 
     def heads_described(self) -> dict[str, Any]:
-        """Return how separate heads were found, and of which class and labels each is; JSON-able."""
+        """Return how heads that are not shared were found, of which class and labels each is that stays apart, and which labels each
+        expert knows of one head for all; JSON-able."""
         described = {key: head.described() for key, head in self.heads.items()}
-        return {"mode": self.head_mode, "tensors": list(self.head_tensors), "of": described}
+        known = {} if self.labelled is None else {"known": {key: list(labels) for key, labels in self.labelled.known.items()}}
+        return {"mode": self.head_mode, "tensors": list(self.head_tensors), "of": described, **known}
 
     def head_of(self, expert: str | None) -> str | None:
         """Return whose head a model that an expert is the measure of has; None where all have the same."""
@@ -207,8 +212,16 @@ class Pool:
             )
         return HubArchitecture(of.folder)
 
+    def _tensors(self) -> TensorMap:
+        if self._separate is not None:
+            return self._separate.tensors
+        tensors = tensor_map(self.architecture, self.base.names, f"the base ({self.base.path})")
+        if self.labelled is None:
+            self._check_experts(tensors)
+        return tensors
+
     def _separated(self, module: Callable[[], torch.nn.Module] | None) -> SeparateHeads:
-        if ALL_HEADS in self.experts:
+        if self.head_mode == "separate" and ALL_HEADS in self.experts:
             raise ConfigError(f"experts: with separate heads {ALL_HEADS!r} means every head; call the expert something else")
         differences = [
             line
@@ -220,33 +233,28 @@ class Pool:
         own = {key: self._architecture(module, expert) for key, expert in self.experts.items()}
         return separate_heads(self.base, self.architecture, self.experts, own, _patterns(self.head_tensors, "head_tensors"))
 
-    def _check_experts(self) -> None:
-        stored = [name for name in self.base.names if name not in self.tensors.ignored]
+    def _check_experts(self, tensors: TensorMap) -> None:
+        stored = [name for name in self.base.names if name not in tensors.ignored]
         problems: list[str] = []
         for key, expert in self.experts.items():
             problems += configuration_differences(self.architecture, key, expert)
-            names = {name for name in expert.names if name in self.base.names or name not in self.tensors.ignored}
+            names = {name for name in expert.names if name in self.base.names or name not in tensors.ignored}
             problems += [
-                f"  {name}: missing in expert {key!r}" for name in stored if name not in names and not self._tied_away(name, names)
+                f"  {name}: missing in expert {key!r}" for name in stored if name not in names and tensors.tied.get(name) not in names
             ]
             known = set(self.base.names)
             live = self.architecture.live_names(sorted(names - known), self.architecture.skeleton()) if names - known else {}
-            problems += [
-                f"  {name}: in expert {key!r} but not in the base" for name in sorted(live) if live[name] not in self.tensors.copies
-            ]
+            problems += [f"  {name}: in expert {key!r} but not in the base" for name in sorted(live) if live[name] not in tensors.copies]
             for name in stored:
                 problems += tensor_differences(name, self.base.spec(name), key, expert.spec(name)) if name in names else []
-            copies = {name: self.tensors.copies[there] for name, there in live.items() if there in self.tensors.copies}
-            problems += self._untied(key, expert, names, {**self.tensors.tied, **copies})
+            copies = {name: tensors.copies[there] for name, there in live.items() if there in tensors.copies}
+            problems += self._untied(key, expert, names, {**tensors.tied, **copies})
         if problems:
             raise MismatchError(
                 "\n".join(
                     ["these models do not fit together:", *problems, "only models of one architecture and configuration can be merged"]
                 )
             )
-
-    def _tied_away(self, name: str, names: set[str]) -> bool:
-        return name in self.tensors.tied and self.tensors.tied[name] in names
 
     def _untied(self, key: str, expert: Checkpoint, names: set[str], tied: Mapping[str, str]) -> list[str]:
         problems = []
@@ -275,7 +283,8 @@ class Pool:
         if not merged:
             raise ConfigError("exclude: the patterns leave nothing to merge")
         statistics = tuple(name for name in merged if STATISTICS.search(name))
-        heads = {} if self._separate is None else {"base": self._separate.unused, **{key: head.own for key, head in self.heads.items()}}
+        own = {key: head.own for key, head in self.heads.items()}
+        heads = {"base": self._unused, **own} if self._unused or own else {}
         return Coverage(tuple(merged), copied, tuple(excluded), dict(self.tensors.tied), statistics, heads)
 
     def _copy_reason(self, name: str) -> str:

@@ -29,7 +29,9 @@ def model_card(recipe: Recipe, scores: Mapping[str, float], report: Mapping[str,
     lines += ["`recipe.json` holds all that is needed to make it again: `mergeopt merge recipe.json --out DIR`"]
     if recipe.operator not in names("operators"):
         lines += [f"(and the file that defines `{recipe.operator}`, named with `--operator FILE.py:NAME`)"]
-    if recipe.heads is not None:
+    if recipe.heads is not None and recipe.heads.mode == "by_label":
+        lines += ["", "Its head has the labels of all experts; a label's row is merged of those that know it."]
+    elif recipe.heads is not None:
         lines += ["", f"It has the head of `{recipe.heads.written}`; every expert kept its own, only what they share is merged. "]
         lines += ["`mergeopt merge recipe.json --head NAME --out DIR` makes the model with another's head."]
     if recipe.lineage is not None:

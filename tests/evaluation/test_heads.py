@@ -161,6 +161,19 @@ def test_strategies_that_learn(problem: Callable[..., MergeProblem], tmp_path: P
             assert set(written.names) - set(sample) == {"classifier.weight", "classifier.bias"}
 
 
+@pytest.mark.parametrize("strategy", ["adamerging", "pareto-set", "evolver-joint"])
+def test_strategies_over_one_head_for_all_labels(folders: tuple[Path, dict[str, Path]], tmp_path: Path, strategy: str) -> None:
+    """Heads merged by label are learned and evolved like any tensor; what was found is written as it was scored, with all eight labels."""
+    objectives = [TaskObjective(name, noise(), CrossEntropy(), expert=name) for name in LABELS]
+    made = MergeProblem(Pool(*folders, heads="by_label"), "task_arithmetic", objectives, device="cpu")
+    run = optimize(made, strategy, budget=Budget(4, None if strategy == "evolver-joint" else 3), seed=0, out=tmp_path / "run")
+    assert not [trial.error for trial in run.trials if not trial.ok]
+    report = run.front.points[0].export(tmp_path / "model")
+    assert report.exact
+    assert list(report.scores) == list(LABELS)
+    assert AutoConfig.from_pretrained(tmp_path / "model").id2label == dict(enumerate("abcdexyz"))
+
+
 def test_an_expert_alone_is_that_expert(problem: Callable[..., MergeProblem]) -> None:
     """The baseline of an expert alone scores, by its own objective, what the expert itself does."""
     made = problem(*(TaskObjective(name, noise(30), Accuracy(), expert=name) for name in LABELS))

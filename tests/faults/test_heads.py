@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -93,6 +94,48 @@ def searched(mergeopt: Commands, sources: Path) -> Path:
     return sources
 
 
+@pytest.fixture(scope="module")
+def labelled(mergeopt: Commands, sources: Path, data_dir: Path) -> Path:
+    """A folder with experts for three and for four emotions that share one, and a run that merged their heads by label."""
+    folder = sources / "labelled"
+    folder.mkdir()
+    table = Dataset.from_parquet(str(data_dir / "open/emotion/goemotions.parquet"), cache_dir=str(folder / "cache")).to_list()
+    wanted: dict[str, Any] = {"base": sources / "base", "experts": {}, "objectives": []}
+    for seed, (name, own) in enumerate({"loud": ("joy", "surprise", "anger"), "still": ("disgust", "fear", "joy", "sadness")}.items()):
+        kind = partial(tiny_bert, BertForSequenceClassification, own, vocab_size=VOCABULARY, max_position_embeddings=64)
+        wordpiece(write_folder(kind, folder / name, 10 + seed))
+        rows = [{**row, "label": EMOTIONS[row["label"]]} for row in table if EMOTIONS[row["label"]] in own and row["split"] != "train"]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        task = {"task": "text_classification", "expert": name, "limit": 16, "max_length": 64}
+        data = {"path": f"{name}.jsonl", "search": "val", "report": "test"}
+        wanted["experts"][name] = name
+        wanted["objectives"] += [{"name": f"{name} {metric}", "metric": metric, "data": data, **task} for metric in ("cross_entropy", "kl")]
+    merge = {"operator": "task_arithmetic", "heads": "by_label", "groups": {"head": "classifier", "body": "."}}
+    write(folder, data_dir, **wanted | {"base": str(sources / "base")}, merge=merge, budget=4)
+    done = mergeopt(folder, "run", "run.yaml")
+    assert done.status == 0, done.err
+    assert "--head" not in done.out
+    return folder
+
+
+def test_heads_merged_by_label(mergeopt: Commands, labelled: Path) -> None:
+    """A search over one head for all labels, each objective judged on its expert's, is exported as it was scored, under all names."""
+    done = mergeopt(labelled, "check", "run.yaml")
+    assert "head        one, with 6 labels of those that know them: joy (loud, still); surprise (loud); anger (loud)" in done.out
+    done = mergeopt(labelled, "export", "run", "--knee", "--to", "model")
+    assert done.status == 0, done.err
+    assert "equal bit for bit" in done.out
+    point = Run.open(labelled / "run").front.knee()
+    with quiet_transformers():
+        model = AutoModelForSequenceClassification.from_pretrained(labelled / "model")
+    assert list(model.config.id2label.values()) == ["joy", "surprise", "anger", "disgust", "fear", "sadness"]
+    assert scores(labelled, model, *point.values) == point.values
+    baselines = {trial.name: trial.scores["search"] for trial in Run.open(labelled / "run").baselines}
+    for name in ("loud", "still"):
+        assert baselines[f"expert:{name}"][f"{name} kl"].value == pytest.approx(0.0, abs=1e-6)
+    refused(mergeopt(labelled, "export", "run", "--knee", "--head", "loud", "--to", "other"), "these models share one head")
+
+
 def objectives(folder: Path) -> Mapping[str, Objective]:
     problem = build_problem(RunFile.load(folder / "run.yaml"), folder)
     assert isinstance(problem, MergeProblem)
@@ -164,12 +207,14 @@ def test_check_shows_the_heads(mergeopt: Commands, sources: Path) -> None:
 def test_what_is_missing_or_unknown_is_refused(mergeopt: Commands, sources: Path, data_dir: Path) -> None:
     """A pattern without tensors, an objective without expert and an unknown mode end the run with status 2 before anything is written."""
     plain = run_file(data_dir)
+    by_label = plain["merge"] | {"heads": "by_label"}
     headless = [{key: value for key, value in objective.items() if key != "expert"} for objective in plain["objectives"]]
     for changes, text in (
         ({"merge": plain["merge"] | {"head_tensors": ["score"]}}, "head_tensors: the pattern 'score' matches no tensor"),
         ({"merge": plain["merge"] | {"head_tensors": ["("]}}, "head_tensors: no regular expression among"),
-        ({"merge": plain["merge"] | {"heads": "apart"}}, "known: separate, shared; got 'apart'"),
+        ({"merge": plain["merge"] | {"heads": "apart"}}, "known: by_label, separate, shared; got 'apart'"),
         ({"merge": {"operator": "linear"}}, "these models do not fit together"),
+        ({"merge": by_label}, "expert 'emotion' is of class BertForSequenceClassification, expert 'ner' of BertForTokenClassification"),
         (
             {"objectives": headless},
             "objectives: tags: heads are separate, so it needs `expert:`, the one whose head it is measured with: ner, emotion",
