@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -144,17 +144,22 @@ class LayerMajor:
         outside = {place for one in passes.values() for place in one.used(None)}
         everywhere = made.tensors(outside)
         for layer in range(max(one.depth for one in passes.values()) + 1):
-            here = everywhere | made.tensors({place for one in passes.values() for place in one.used(layer)} - outside)
-            for row in [row for row, error in enumerate(made.errors) if error is None]:
-                views = [here[at][row].view(s.shape) if at in here else self._hollow[at] for at, s in enumerate(self.layout.segments)]
-                try:
-                    for one in passes.values():
-                        one.advance(row, layer, views, part)
-                except CandidateError as failure:
-                    made.errors[row] = str(failure)
+            own = made.tensors({place for one in passes.values() for place in one.used(layer)} - outside)
+            self._advance(layer, everywhere | own, passes.values(), made, part)
+            del own  # before the next layer's are made
+        return {key: [columns.records for columns in one.columns] for key, one in passes.items()}
+
+    def _advance(self, layer: int, tensors: Mapping[int, torch.Tensor], passes: Collection[_Pass], made: _Candidates, part: Part) -> None:
+        """Run all candidates through a layer, where these tensors are; nothing holds them after that."""
+        for row in [row for row, error in enumerate(made.errors) if error is None]:
+            views = [tensors[at][row].view(s.shape) if at in tensors else self._hollow[at] for at, s in enumerate(self.layout.segments)]
+            try:
+                for one in passes:
+                    one.advance(row, layer, views, part)
+            except CandidateError as failure:
+                made.errors[row] = str(failure)
         for live in self._lives.values():
             live.hold(self._hollow)
-        return {key: [columns.records for columns in one.columns] for key, one in passes.items()}
 
     def _key(self, objective: TaskObjective) -> _Key:
         return id(objective.task), self.layout.pool.head_of(objective.info.expert)

@@ -229,17 +229,21 @@ class TensorMaker:
         Args:
             index: of the tensor's segment.
         """
-        operator, segment, static = self._operator, self._layout.segments[index], self._fixed.at(index)
-        base, experts = self._layout.pool.read_base(segment.name, self._device), self._stack(segment)
-        rows = torch.zeros((operator.rows(static, len(experts)), base.numel()), dtype=torch.float32, device=self._device)
-        state = _prepare(operator, segment, (base, experts), static, self._overall, rows, self._statistics)
-        out = torch.empty((len(self.errors), base.numel()), dtype=torch.float32, device=self._device)
+        state, rows = self._prepared(index)
+        out = torch.empty((len(self.errors), rows.shape[1]), dtype=torch.float32, device=self._device)
         for where, arguments_at in self._parts:
-            plan = operator.lower(state, arguments_at(index))
-            check_plan(plan, len(where), len(rows), operator.name)
+            plan = self._operator.lower(state, arguments_at(index))
+            check_plan(plan, len(where), len(rows), self._operator.name)
             _note(plan, where, self.errors)
             _execute(plan, rows, out, where, 0, self.errors)
         return out
+
+    def _prepared(self, index: int) -> tuple[Any, torch.Tensor]:
+        """Return what the operator prepares of a tensor; base and experts are gone then, which take as much memory as these rows."""
+        segment, static = self._layout.segments[index], self._fixed.at(index)
+        base, experts = self._layout.pool.read_base(segment.name, self._device), self._stack(segment)
+        rows = torch.zeros((self._operator.rows(static, len(experts)), base.numel()), dtype=torch.float32, device=self._device)
+        return _prepare(self._operator, segment, (base, experts), static, self._overall, rows, self._statistics), rows
 
 
 class _Fixed:

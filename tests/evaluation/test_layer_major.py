@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification, BertForTokenClassification
 
 import mergeopt as mo
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.layer_major import LayerMajor
+from mergeopt.evaluation.materialize import TensorMaker
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.racing import Racing
 from mergeopt.merge_problem import MergeProblem, find_operator
@@ -96,33 +98,32 @@ def test_heads_that_stay_apart(tmp_path: Path) -> None:
 
 
 def test_weights_are_never_there_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The live model's merged weights take no memory before and after a scoring, and at any time it holds a layer and what is outside."""
+    """The live model is hollow, and no more of the candidates is there at any time than a layer and what lies outside of layers."""
     problem = Family.made(text_classification, tmp_path).problem(scoring="layers", batch=2)
-    held: list[int] = []
-    original = torch.nn.Module.__call__
+    scorer = problem._scorer
+    assert isinstance(scorer, LayerMajor)
+    (live,) = scorer._lives.values()
+    assert not any(any(parameter.stride()) for parameter in live.model.parameters())
+    weak: Any = StorageWeakRef
+    made: list[tuple[Any, int]] = []
+    there: list[int] = []
+    make = TensorMaker.make
 
-    def spy(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not held or module is held_by[0]:
-            held.append(stored(module))
-        return original(module, *args, **kwargs)
+    def watched(maker: TensorMaker, index: int) -> torch.Tensor:
+        tensor = make(maker, index)
+        made.append((weak(tensor.untyped_storage()), tensor.nbytes))
+        there.append(sum(size for storage, size in made if not storage.expired()))
+        return tensor
 
-    evaluator = problem._scorer
-    assert isinstance(evaluator, LayerMajor)
-    held_by = [live.model for live in evaluator._lives.values()]
-    assert stored(held_by[0]) == 0
-    monkeypatch.setattr(torch.nn.Module, "__call__", spy)
+    monkeypatch.setattr(TensorMaker, "make", watched)
     assert [e.error for e in scored(problem, parted(problem, [0]))] == [None, None]
     sizes: dict[str, int] = {}
     for segment in problem.layout.segments:
-        sizes[segment.layer] = sizes.get(segment.layer, 0) + 4 * (segment.end - segment.start)
+        sizes[segment.layer] = sizes.get(segment.layer, 0) + 2 * 4 * (segment.end - segment.start)
     outside = sizes.pop("embeddings") + sizes.pop("head")
-    assert max(held) == outside + max(sizes.values())
-    assert stored(held_by[0]) == 0
-
-
-def stored(model: torch.nn.Module) -> int:
-    """Return bytes of a model's parameters, those that are one number seen many times left out."""
-    return sum(p.nbytes for p in model.parameters() if p.numel() == 1 or any(p.stride()))
+    assert max(there) == outside + max(sizes.values()) < outside + sum(sizes.values())
+    assert all(storage.expired() for storage, _ in made)
+    assert not any(any(parameter.stride()) for parameter in live.model.parameters())
 
 
 @pytest.mark.parametrize("memory", [{"scoring": "layers"}, {"prefixes": PLENTY}])
