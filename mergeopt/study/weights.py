@@ -60,7 +60,7 @@ def make_tensors(
     rule = operator or find_operator(recipe.operator, recipe.variant)
     values = recipe_values(rule, recipe, layout, {})
     learned = None if recipe.learned is None else corrected(layout, open_learned(recipe.learned), recipe.learned, device)
-    statistics = recipe_statistics(rule, recipe, layout)
+    statistics = recipe_statistics(rule, recipe, layout, device)
     with torch.no_grad():
         for segment, tensor in stream(layout, rule, values, device, _members(pool, recipe, device), statistics):
             correction = None if learned is None else learned(segment)
