@@ -13,7 +13,7 @@ import torch
 from mergeopt.forward import evaluating, forward
 from mergeopt.task import DifferentiableTask, Part, Predictions, Records, Task
 
-__all__ = ["Batch", "BatchedTask", "Columns", "Indices", "JudgedTask", "batched_records", "in_batches"]
+__all__ = ["Batch", "BatchedTask", "Columns", "Indices", "JudgedTask", "asked_items", "batched_records", "in_batches"]
 
 Indices = npt.NDArray[np.intp]
 
@@ -103,7 +103,7 @@ class Columns:
     """
 
     def __init__(self, count: int, items: Sequence[int] | None) -> None:
-        asked = np.arange(count) if items is None else np.asarray(items, dtype=np.intp)
+        asked = asked_items(count, items)
         if len(np.unique(asked)) < len(asked):
             raise ValueError("expected distinct items, got one of them twice")
         self.records: dict[str, npt.NDArray[Any]] = {}
@@ -117,6 +117,11 @@ class Columns:
             if name not in self.records:
                 self.records[name] = np.zeros(self._rows, dtype=values.dtype)
             self.records[name][self._place[items]] = values
+
+
+def asked_items(count: int, items: Sequence[int] | None) -> Indices:
+    """Return the items asked for; None for all of so many, in order."""
+    return np.arange(count) if items is None else np.asarray(items, dtype=np.intp)
 
 
 def in_batches(order: Indices, size: int) -> list[Indices]:

@@ -381,6 +381,7 @@ class MergeProblem:
         return {
             **({"expert compared with": model} if compared else {}),
             "prepared": rows * self.layout.size * 4,
+            **({"statistics": held} if (held := self.statistics.memory(self.operator, self.layout)) else {}),
             "candidates": self.batch * self.layout.size * width,
             "model": model,
             "temporary": 3 * rows * largest * 4,

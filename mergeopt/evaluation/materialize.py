@@ -389,10 +389,13 @@ def _execute(plan: Plan, rows: torch.Tensor, out: torch.Tensor, where: Sequence[
 
 def _divide(plan: Rational, rows: torch.Tensor, out: torch.Tensor, where: Sequence[int], start: int) -> None:
     coefficients, (numerators, denominators) = plan.coefficients.to(torch.float32), rows.chunk(2)
-    size = chunk(rows.device)
-    for at in range(0, rows.shape[1], size):
-        part = slice(at, min(at + size, rows.shape[1]))
-        above, below = torch.empty((2, len(where), part.stop - at), dtype=torch.float32, device=rows.device)
+    step = min(rows.shape[1], chunk(rows.device))
+    both = torch.empty((2, len(where), step), dtype=torch.float32, device=rows.device)
+    for at in range(0, rows.shape[1], step):
+        part = slice(at, min(at + step, rows.shape[1]))
+        above, below = both[:, :, : part.stop - at]
         product(coefficients, numerators[:, part], list(above))
         product(coefficients, denominators[:, part], list(below))
-        out[list(where), start + at : start + part.stop] = above.div_(below.clamp_(min=plan.floor)).to(out.dtype)
+        below.clamp_(min=plan.floor)
+        for place, row in enumerate(where):
+            torch.div(above[place], below[place], out=out[row, start + at : start + part.stop])

@@ -18,6 +18,7 @@ from mergeopt.evaluation.activation_grams import activation_grams, linear_layers
 from mergeopt.evaluation.diagonal_fisher import Labels, diagonal_fisher
 from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.threads import computing_threads
+from mergeopt.models.layout import Layout
 from mergeopt.operators.contract import MergeOperator, StatisticKind
 from mergeopt.recipe import STATISTICS, Measured, Recipe, Source
 from mergeopt.statistics import Measurement, find_statistics, write_statistics
@@ -92,6 +93,17 @@ class MeasuredExperts:
         tasks = {expert: [_identity(task) for task in own] for expert, own in self._tasks(operator).items()}
         how = self._measuring
         return {"kinds": list(operator.requires.statistics), "tasks": tasks, "items": how.items, "seed": how.seed, "labels": how.labels}
+
+    def memory(self, operator: MergeOperator, layout: Layout) -> int:
+        """Return the most bytes that an operator's statistics hold while it searches: Gram matrices, before it shows which are shared."""
+        if "gram" not in operator.requires.statistics:
+            return 0
+        heads = layout.pool.heads
+        model = (next(iter(heads.values())).architecture if heads else layout.pool.architecture).skeleton()
+        parameters = dict(model.named_parameters())
+        named = {segment.name: parameters[segment.live] for segment in layout.segments if segment.live in parameters}
+        sizes = [layer.module.get_parameter("weight").shape[layer.inputs] ** 2 for layer in linear_layers(model, named)]
+        return 4 * len(self._experts) * sum(sizes)
 
     def of(
         self, operator: MergeOperator, evaluator: Callable[[], Evaluator], sources: Sequence[Source], alone: Callable[[str], Recipe]

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.batched_task import Batch, batched_records, in_batches
+from mergeopt.batched_task import Batch, asked_items, in_batches
 from mergeopt.errors import DataError
 from mergeopt.forward import forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.model_settings import configured
 from mergeopt_problems.options import check_draw, check_whole
-from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.parted_task import BatchedPartedTask
 from mergeopt_problems.text_data import TextSource, read
 from mergeopt_problems.text_items import IGNORED, TextItems, Window, WindowBatch, windows
 from mergeopt_problems.token_losses import token_losses
@@ -29,7 +29,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 LEAK = 0.1  # how far earlier logits may move with a later token, in their standard deviations: rounding in bfloat16, not reading ahead
 
 
-class TextTask(PartedTask[TextItems]):
+class TextTask(BatchedPartedTask[TextItems]):
     """Next-token prediction on windows of tokens.
 
     Args:
@@ -77,18 +77,10 @@ class TextTask(PartedTask[TextItems]):
                 "expected a causal language model"
             )
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        """Return the records of some items, None for all: the columns of `record`.
-
-        Raises:
-            CandidateError: a logit is not finite.
-        """
-        return batched_records(self, model, part, device, items)
-
     def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield some windows, None for all, in batches of neighbours."""
         own = self.items(part)
-        for chosen in in_batches(np.arange(len(own)) if items is None else np.asarray(items, dtype=np.intp), self.batch):
+        for chosen in in_batches(asked_items(len(own), items), self.batch):
             yield Batch(chosen, own.batch(chosen).inputs)
 
     def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:

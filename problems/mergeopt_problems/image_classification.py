@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.batched_task import Batch, batched_records, in_batches
+from mergeopt.batched_task import Batch, asked_items, in_batches
 from mergeopt.errors import DataError
 from mergeopt.forward import evaluating, forward
 from mergeopt.task import Part, Predictions, Records
@@ -21,13 +21,13 @@ from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.image_preprocessing import preparation
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
 from mergeopt_problems.options import check_draw
-from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.parted_task import BatchedPartedTask
 from mergeopt_problems.refusals import check_finite
 
 __all__ = ["ImageClassification", "ImageTask"]
 
 
-class ImageTask(PartedTask[ImageItems]):
+class ImageTask(BatchedPartedTask[ImageItems]):
     """Image classification on prepared items.
 
     Args:
@@ -69,18 +69,10 @@ class ImageTask(PartedTask[ImageItems]):
                     f"(labels 0 to {logits.shape[1] - 1}); correct `classes:` or the data"
                 )
 
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        """Return the records of some items, None for all: the columns of `record`.
-
-        Raises:
-            CandidateError: a logit is not finite.
-        """
-        return batched_records(self, model, part, device, items)
-
     def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield some images, None for all, in batches of neighbours."""
         own = self.items(part)
-        for chosen in in_batches(np.arange(len(own)) if items is None else np.asarray(items, dtype=np.intp), self.batch):
+        for chosen in in_batches(asked_items(len(own), items), self.batch):
             yield Batch(chosen, {"pixel_values": own.pixels[torch.from_numpy(chosen)]})
 
     def record(self, model: torch.nn.Module, part: Part, items: npt.NDArray[np.intp], logits: torch.Tensor) -> Records:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from mergeopt.task import Items, Part
+import torch
+
+from mergeopt.batched_task import Batch, Indices, batched_records
+from mergeopt.task import Items, Part, Records
 from mergeopt_problems.options import check_whole
 from mergeopt_problems.refusals import part_of
 
-__all__ = ["PartedTask"]
+__all__ = ["BatchedPartedTask", "PartedTask"]
 
 T = TypeVar("T", bound=Items)
 
@@ -49,3 +53,27 @@ class PartedTask(Generic[T]):
             DataError: the part was not given.
         """
         return part_of(self._items, part, self.name)
+
+
+class BatchedPartedTask(PartedTask[T], ABC):
+    """One that asks a model once per batch: a `mergeopt.batched_task.BatchedTask`."""
+
+    @abstractmethod
+    def check(self, model: torch.nn.Module) -> None:
+        """Raise `DataError` when the model cannot be asked this."""
+
+    @abstractmethod
+    def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield some items, None for all, in batches."""
+
+    @abstractmethod
+    def record(self, model: torch.nn.Module, part: Part, items: Indices, logits: torch.Tensor) -> Records:
+        """Return what is recorded of one batch."""
+
+    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
+        """Return the records of some items, None for all: the columns of `record`.
+
+        Raises:
+            CandidateError: a logit is not finite.
+        """
+        return batched_records(self, model, part, device, items)

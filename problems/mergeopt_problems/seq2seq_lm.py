@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.batched_task import Batch, batched_records, in_batches
+from mergeopt.batched_task import Batch, in_batches
 from mergeopt.errors import DataError
 from mergeopt.forward import evaluating, forward
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.options import check_draw
 from mergeopt_problems.pair_items import PairItems
-from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.parted_task import BatchedPartedTask
 from mergeopt_problems.prompts import Prompts, PromptSource, read
 from mergeopt_problems.sequence_models import check_inputs, padding_of
 from mergeopt_problems.text_items import IGNORED
@@ -27,7 +27,7 @@ from mergeopt_problems.tokenization import Tokenization, tokenization
 __all__ = ["Seq2SeqLM"]
 
 
-class Seq2SeqLM(PartedTask[PairItems]):
+class Seq2SeqLM(BatchedPartedTask[PairItems]):
     """Prediction of each token of a reference from a prompt and the reference's tokens before it, by an encoder-decoder.
 
     Args:
@@ -88,14 +88,6 @@ class Seq2SeqLM(PartedTask[PairItems]):
             raise DataError(f"task {self.name!r}: the model does not take texts and {shape} tokens to write: {reason}") from error
         if not isinstance(logits, torch.Tensor) or logits.ndim != 3 or list(logits.shape[:2]) != shape:
             raise DataError(f"task {self.name!r}: expected a model with logits [n, tokens, vocabulary], got {type(model).__name__}")
-
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        """Return the records of some items, None for all: the columns of `record`.
-
-        Raises:
-            CandidateError: a logit is not finite.
-        """
-        return batched_records(self, model, part, device, items)
 
     def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield some pairs, None for all, in batches of like lengths."""

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mergeopt.batched_task import asked_items
+
 __all__ = ["Sequences"]
 
 
@@ -72,7 +74,7 @@ class Sequences:
 
     def longest_first(self, items: Sequence[int] | None = None) -> npt.NDArray[np.intp]:
         """Return some items, None for all, from the longest to the shortest, so that batches of neighbours are padded little."""
-        asked = np.arange(len(self)) if items is None else np.asarray(items, dtype=np.intp)
+        asked = asked_items(len(self), items)
         return asked[np.argsort(-self.lengths[asked], kind="stable")]
 
     def _of(self, flat: npt.NDArray[np.int32], item: int) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.batched_task import Batch, batched_records
+from mergeopt.batched_task import Batch
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
@@ -18,7 +18,7 @@ from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
 from mergeopt_problems.labelled_text import LabelledTextSource, read_labelled
 from mergeopt_problems.options import check_draw
-from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.parted_task import BatchedPartedTask
 from mergeopt_problems.refusals import check_finite
 from mergeopt_problems.sequence_items import SequenceItems
 from mergeopt_problems.sequence_models import check_inputs, logits_of, probe, sequence_batches
@@ -27,7 +27,7 @@ from mergeopt_problems.text_encoding import TextEncoding
 __all__ = ["TextClassification"]
 
 
-class TextClassification(PartedTask[SequenceItems]):
+class TextClassification(BatchedPartedTask[SequenceItems]):
     """Classification of texts, or of pairs of texts, that `datasets` reads.
 
     Labels that are numbers count the task's own logits from 0, and so do names whose order `labels:` gives; other names are those of the
@@ -102,14 +102,6 @@ class TextClassification(PartedTask[SequenceItems]):
                     f"task {self.name!r}: the {part} part has the label {highest}, but is judged on {own.shape[1]} logits "
                     f"(labels 0 to {own.shape[1] - 1}); correct `classes:` or the data"
                 )
-
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        """Return the records of some items, None for all: the columns of `record`.
-
-        Raises:
-            CandidateError: a logit is not finite.
-        """
-        return batched_records(self, model, part, device, items)
 
     def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield some texts, None for all, in batches of like lengths."""

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.batched_task import Batch, batched_records
+from mergeopt.batched_task import Batch
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Records
 from mergeopt_problems.drawing import drawn
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, own_logits
 from mergeopt_problems.labelled_text import ScoredTextSource, read_scored
 from mergeopt_problems.options import check_draw
-from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.parted_task import BatchedPartedTask
 from mergeopt_problems.refusals import check_finite
 from mergeopt_problems.sequence_items import SequenceItems
 from mergeopt_problems.sequence_models import check_inputs, probe, sequence_batches
@@ -26,7 +26,7 @@ from mergeopt_problems.text_encoding import TextEncoding
 __all__ = ["TextRegression"]
 
 
-class TextRegression(PartedTask[SequenceItems]):
+class TextRegression(BatchedPartedTask[SequenceItems]):
     """Prediction of a number for texts, or for pairs of texts, that `datasets` reads: the model's one logit, as it is.
 
     Args:
@@ -89,14 +89,6 @@ class TextRegression(PartedTask[SequenceItems]):
                 f"task {self.name!r}: expected one logit per text, got logits {list(logits.shape)} of {type(model).__name__}; "
                 "pick one with `classes:`"
             )
-
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        """Return the records of some items, None for all: the columns of `record`.
-
-        Raises:
-            CandidateError: a logit is not finite.
-        """
-        return batched_records(self, model, part, device, items)
 
     def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield some texts, None for all, in batches of like lengths."""

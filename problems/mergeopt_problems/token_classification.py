@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergeopt.batched_task import Batch, batched_records
+from mergeopt.batched_task import Batch
 from mergeopt.errors import DataError
 from mergeopt.task import Part, Predictions, Records
 from mergeopt_problems.class_predictions import classified
@@ -19,7 +19,7 @@ from mergeopt_problems.drawing import drawn_by_label
 from mergeopt_problems.entities import OUTSIDE, TagScheme, count_entities
 from mergeopt_problems.label_space import Classes, check_classes, class_indices, class_names, classes_by_name, own_logits
 from mergeopt_problems.options import check_draw
-from mergeopt_problems.parted_task import PartedTask
+from mergeopt_problems.parted_task import BatchedPartedTask
 from mergeopt_problems.refusals import check_finite
 from mergeopt_problems.sequence_models import check_inputs, logits_of, probe, sequence_batches
 from mergeopt_problems.tagged_items import TaggedItems
@@ -31,7 +31,7 @@ __all__ = ["TokenClassification"]
 log = logging.getLogger(__name__)
 
 
-class TokenClassification(PartedTask[TaggedItems]):
+class TokenClassification(BatchedPartedTask[TaggedItems]):
     """Classification of the words of sentences that `datasets` reads.
 
     A word is what its first token is said to be; its other tokens and the special ones do not count. Tags of the data are those of the
@@ -102,14 +102,6 @@ class TokenClassification(PartedTask[TaggedItems]):
         for items in self._items.values():
             classes_by_name(self.name, items.names, names)
         TagScheme(names, f"task {self.name!r}: the model's id2label")
-
-    def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        """Return the records of some items, None for all: the columns of `record`.
-
-        Raises:
-            CandidateError: a logit is not finite.
-        """
-        return batched_records(self, model, part, device, items)
 
     def batches(self, model: torch.nn.Module, part: Part, items: Sequence[int] | None = None) -> Iterator[Batch]:
         """Yield some sentences, None for all, in batches of like lengths."""

@@ -76,6 +76,23 @@ def with_head(problem: MergeProblem, weights: dict[str, float], head: str) -> to
     return model.eval()
 
 
+@pytest.mark.parametrize("mode", ["separate", "by_label"])
+@pytest.mark.parametrize("options", [{"prefixes": 1 << 26}, {"scoring": "layers"}], ids=str)
+def test_shared_layers_are_computed_once_with_any_head(folders: tuple[Path, dict[str, Path]], mode: str, options: dict[str, Any]) -> None:
+    """Candidates that differ in their last layers score the same bits whether layers are shared, all go layer by layer, or each alone."""
+
+    def scores(**how: Any) -> list[dict[str, float]]:
+        objectives = [TaskObjective(name, noise(), CrossEntropy(), expert=name) for name in LABELS]
+        made = MergeProblem(Pool(*folders, heads=mode), "task_arithmetic", objectives, device="cpu", groups="layer", **how)
+        genomes = np.repeat(made.info.space.sample(np.random.default_rng(0), 1), 4, axis=0)
+        genomes[1:3, -1], genomes[3, -4] = (0.2, 0.9), 0.1
+        found = list(made.evaluate([Proposal("x", genome) for genome in genomes], "search"))
+        assert [evaluation.error for evaluation in found] == [None] * 4
+        return [{name: score.value for name, score in evaluation.scores.items()} for evaluation in found]
+
+    assert scores(**options) == scores()
+
+
 def first_bias(model: torch.nn.Module, items: Items | None, device: torch.device) -> float:
     return float(model.get_parameter("classifier.bias")[0].detach())
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import BertForSequenceClassification, BertModel
 
 from mergeopt.differentiable import Weights
 from mergeopt.errors import CandidateError, ConfigError, DataError, RecipeError
@@ -30,6 +31,9 @@ from mergeopt.task import Objective
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
 from mergeopt_problems.metrics import Accuracy
+from mergeopt_problems.text_classification import TextClassification
+from tests.problems.tiny_text import TEXTS, bert, wordpiece, write
+from tests.tiny_models import write_folder
 
 CPU = torch.device("cpu")
 OPERATORS = ["fisher", "regmean"]
@@ -138,7 +142,7 @@ def test_regmean_comes_nearer_to_the_experts_outputs(make: Make, alpha: float) -
         assert len(layers) == 13
         seen: dict[str, torch.Tensor] = {}
         for layer in layers:
-            layer.module.register_forward_pre_hook(functools.partial(keep, seen, layer.name))
+            layer.module.register_forward_pre_hook(partial(keep, seen, layer.name))
         with torch.no_grad():
             model(images(place).items("search").pixels)
         for layer in layers:
@@ -223,6 +227,41 @@ def test_members_that_evolved_take_the_experts_statistics(make: Make, operator: 
     tensors = dict(make_tensors(problem.pool, recipe))
     for segment in problem.layout.segments:
         assert torch.equal(tensors[segment.name], row[segment.start : segment.end].view(segment.shape)), segment.name
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_experts_with_heads_of_their_own_are_measured_with_them(operator: str, tmp_path: Path) -> None:
+    """Where heads are separate, each expert is measured through its own head, and an expert alone is that expert's body."""
+    labels = {"e0": ["a", "b", "c"], "e1": ["x", "y"]}
+    base = write_folder(partial(bert, BertModel, []), tmp_path / "base", 0)
+    experts = {
+        name: write_folder(partial(bert, BertForSequenceClassification, own), tmp_path / name, place)
+        for place, (name, own) in enumerate(labels.items(), 1)
+    }
+    given: list[Objective] = []
+    for name, own in labels.items():
+        rows = [{"text": text, "label": k % len(own), "split": "val"} for k, text in enumerate(TEXTS)]
+        source = {"path": write(tmp_path, rows, f"{name}.jsonl"), "search": "val"}
+        task = TextClassification(data=source, tokenizer=wordpiece(tmp_path / "tokenizer"))
+        given.append(TaskObjective(name, task, Accuracy(), expert=name))
+    problem = MergeProblem(Pool(base, experts, heads="separate"), operator, given, device="cpu")
+    problem.statistics.keep(tmp_path / "statistics")
+    assert torch.equal(row_of(problem, weighted(problem, 0.0, 1.0)), row_of(problem, problem.alone("e1")))
+    (evaluation,) = problem.evaluate([Proposal("x", recipe=weighted(problem, 0.5, 0.5))], "search")
+    assert evaluation.error is None
+    assert sorted(evaluation.scores) == ["e0", "e1"]
+
+
+def test_memory_counts_gram_matrices(make: Make) -> None:
+    """What is predicted for Gram matrices is what their files hold, but for weights that turn out to share one."""
+    problem = make("regmean")
+    found = statistics_of(weighted(problem, 0.5, 0.5))
+    grams = {name: found.of(name).gram for name in problem.pool.names}
+    held = sum(gram.numel() * 4 for gram in grams.values() if gram is not None)
+    assert problem.memory()["statistics"] == held
+    shared = {id(gram): gram.numel() * 4 for gram in grams.values() if gram is not None}
+    assert sum(shared.values()) < held
+    assert "statistics" not in make("fisher").memory()
 
 
 def regression() -> Objective:

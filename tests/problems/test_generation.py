@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from mergeopt import registry
+from mergeopt.config import RunFile
 from mergeopt.errors import CandidateError, ConfigError, DataError
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.merge_problem import MergeProblem
@@ -31,6 +33,7 @@ from mergeopt.models.architecture import quiet_transformers
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.problem import Proposal
+from mergeopt.study.launch import Launch
 from mergeopt.study.records import pack, unpack
 from mergeopt.task import Items, Task
 from mergeopt_problems.answers import Answers
@@ -40,6 +43,7 @@ from tests.problems.tiny_text import TEXTS, Rows, bert, wordpiece, write
 from tests.tiny_models import tiny_gpt2, tiny_t5, write_folders
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 END = 3
 Make = Callable[..., Generation]
 
@@ -321,3 +325,28 @@ def test_candidates_that_share_layers(tmp_path: Path, make: Make, build: Callabl
         found.append([one.scores["own"].records["output"].tolist() for one in evaluations])
     assert found[0] == found[1]
     assert len({str(own) for own in found[0]}) > 1
+
+
+def test_the_documented_search(data_dir: Path, zoo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of docs/tasks.md, with fewer items and candidates, make a run in which each expert goes on best with its own texts."""
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").partition("## A search by generated text")[2]
+    prepare, metric, run_file = re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL)[:3]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(zoo_dir / "gpt_bytes")
+    (tmp_path / "data").symlink_to(data_dir / "open" / "lm")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cached")
+    exec(compile(prepare, "continuations.py", "exec"), {})
+    (tmp_path / "overlap.py").write_text(metric)
+    smaller = (
+        run_file.replace("limit: 100", "limit: 16").replace("evaluations: 200", "evaluations: 4").replace("pop_size: 20", "pop_size: 4")
+    )
+    (tmp_path / "generate.yaml").write_text(smaller)
+    run = Launch(RunFile.load(tmp_path / "generate.yaml"), tmp_path).run()
+    assert run.evaluations == 4
+    scores = {trial.name: trial.values("report") for trial in run.baselines}
+    for own, other in (("maths", "spanish"), ("spanish", "maths")):
+        better, worse = scores[f"expert:{own}"], scores[f"expert:{other}"]
+        assert better is not None
+        assert worse is not None
+        assert 0.0 < worse[own] < better[own] < 1.0
+    assert run.records(0, "search", "maths")["output"].dtype.kind == "U"
