@@ -18,6 +18,7 @@ from mergeopt_problems.drawing import drawn
 from mergeopt_problems.model_settings import configured
 from mergeopt_problems.options import check_draw, check_whole
 from mergeopt_problems.parted_task import BatchedPartedTask
+from mergeopt_problems.sequence_models import positions
 from mergeopt_problems.text_data import TextSource, read
 from mergeopt_problems.text_items import IGNORED, TextItems, Window, WindowBatch, windows
 from mergeopt_problems.token_losses import token_losses
@@ -25,7 +26,6 @@ from mergeopt_problems.tokenization import tokenization
 
 __all__ = ["CausalLM", "TextTask"]
 
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 LEAK = 0.1  # how far earlier logits may move with a later token, in their standard deviations: rounding in bfloat16, not reading ahead
 
 
@@ -57,11 +57,11 @@ class TextTask(BatchedPartedTask[TextItems]):
         longest = max(int(items.lengths.max()) for items in self._items.values())
         # before anything is run: an id past the embedding would take a GPU down
         self._check_vocabulary(highest, configured(model, ("vocab_size",)))
-        positions = configured(model, POSITIONS)
-        if positions is not None and longest > positions:
+        most = positions(model)
+        if most is not None and longest > most:
             raise DataError(
-                f"task {self.name!r}: its windows have up to {longest} tokens, but the model has {positions} positions; "
-                f"set `window: {positions}` or less"
+                f"task {self.name!r}: its windows have up to {longest} tokens, but the model has {most} positions; "
+                f"set `window: {most}` or less"
             )
         items = max(self._items.values(), key=lambda part: int(part.lengths.max()))
         batch = items.batch([int(items.lengths.argmax())])

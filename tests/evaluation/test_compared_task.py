@@ -16,6 +16,7 @@ from mergeopt.errors import ConfigError
 from mergeopt.evaluation import compared_task
 from mergeopt.evaluation.compared_task import ComparedTask
 from mergeopt.evaluation.objectives import TaskObjective
+from mergeopt.evaluation.racing import Racing
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.study.run import optimize
@@ -131,6 +132,19 @@ def test_a_run_by_divergence_is_exported(vit_folders: tuple[Path, dict[str, Path
     run = optimize(problem, "random", budget=3, out=tmp_path / "run")
     report = run.point(run.front.points[0].trial).export(tmp_path / "model")
     assert report.exact
+
+
+def test_races_by_divergence(vit_folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """Candidates that a race lets finish have the divergences that they have without one, but for rounding."""
+    runs = []
+    for racing in (None, Racing(first=4)):
+        problem = MergeProblem(Pool(*vit_folders), "linear", [objective()], device="cpu", groups="layer")
+        runs.append(optimize(problem, "random", budget=12, out=tmp_path / f"{racing is None}", racing=racing))
+    assert any(trial.censored is not None for trial in runs[1].trials)
+    plain, raced = ({trial.key: trial.values() for trial in run.trials if trial.ok} for run in runs)
+    for key, values in raced.items():
+        assert values == pytest.approx(plain[key], rel=1e-5, abs=1e-9)
+    assert runs[0].front.points[0].values == pytest.approx(runs[1].front.points[0].values, rel=1e-5)
 
 
 def test_what_cannot_be_compared(vit_folders: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:

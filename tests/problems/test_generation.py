@@ -27,6 +27,7 @@ from transformers import (
 from mergeopt import registry
 from mergeopt.config import RunFile
 from mergeopt.errors import CandidateError, ConfigError, DataError
+from mergeopt.evaluation.function_metric import FunctionMetric
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.architecture import quiet_transformers
@@ -35,6 +36,7 @@ from mergeopt.models.pool import Pool
 from mergeopt.problem import Proposal
 from mergeopt.study.launch import Launch
 from mergeopt.study.records import pack, unpack
+from mergeopt.study.run import optimize
 from mergeopt.task import Items, Task
 from mergeopt_problems.answers import Answers
 from mergeopt_problems.generation import Generation
@@ -325,6 +327,24 @@ def test_candidates_that_share_layers(tmp_path: Path, make: Make, build: Callabl
         found.append([one.scores["own"].records["output"].tolist() for one in evaluations])
     assert found[0] == found[1]
     assert len({str(own) for own in found[0]}) > 1
+
+
+def test_exports_write_what_was_scored(tmp_path: Path, make: Make) -> None:
+    """A front member that is exported, loaded back and asked again writes the same, by the generation settings that it is given."""
+    base, experts = write_folders(tiny_gpt2, tmp_path)
+    settings = experts["e1"] / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "repetition_penalty": 3.0}))
+    task = make([{"prompt": "\x04\x05" + "\x06" * i, "reference": "\x07", "split": "val"} for i in range(5)], max_new_tokens=5)
+    same = FunctionMetric(lambda output: [float(len(set(text))) for text in output], direction="maximize", source="letters")
+    pool = Pool(str(base), {name: str(path) for name, path in experts.items()}, carry={"generation": "e1"})
+    problem = MergeProblem(pool, "linear", [TaskObjective("letters", task, same)], device="cpu")
+    run = optimize(problem, "random", budget=3, out=tmp_path / "run")
+    report = run.front.points[0].export(tmp_path / "made")
+    assert report.exact
+    assert json.loads((tmp_path / "made" / "generation_config.json").read_text())["repetition_penalty"] == 3.0
+    model: Any = GPT2LMHeadModel.from_pretrained(tmp_path / "made")
+    outputs = task.records(model.eval(), "search", CPU)["output"]
+    assert outputs.tolist() == run.records(run.front.points[0].trial, "search", "letters")["output"].tolist()
 
 
 def test_the_documented_search(data_dir: Path, zoo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
