@@ -8,7 +8,6 @@ scored or about to be, goes another way. Scores are those of passes from end to 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_flatten
 
 from mergeopt.evaluation.materialize import Values
 from mergeopt.evaluation.stages import Call, Stages, State, find_stages, plain, tensors_in
-from mergeopt.recipe import Recipe
+from mergeopt.recipe import Recipe, canonical_json
 
 __all__ = ["Identity", "PrefixCache", "identity"]
 
@@ -38,7 +37,7 @@ class Identity:
     """What a candidate's weights depend on.
 
     Args:
-        all_tensors: what all tensors depend on: the rule, what is fixed, the members merged.
+        all_tensors: what all tensors depend on: all of the recipe but the values that vary.
         tensors: by merged tensor, the parameter values there.
     """
 
@@ -57,13 +56,11 @@ class Identity:
 def identity(recipe: Recipe, values: Values, tensors: int) -> Identity:
     """Return what the weights of a recipe with these parameter values for so many tensors depend on; equal bytes give equal bits."""
     spread = {name: np.asarray(v.spread()) for name, v in values.items() if v.param.kind != "choice"}
-    choices = {name: v.values for name, v in values.items() if name not in spread}
-    lineage = None if recipe.lineage is None else recipe.lineage.to_json()
-    learned = None if recipe.learned is None else [recipe.learned.hash, dict(recipe.learned.preference)]
-    common = json.dumps([recipe.operator, recipe.operator_version, recipe.variant, choices, lineage, learned], sort_keys=True)
-    # a rule may look at what is fixed in all tensors before it makes any
-    fixed = b"".join(spread[name].tobytes() for name, v in values.items() if v.static and name in spread)
-    return Identity(common.encode() + fixed, tuple(b"".join(column[at].tobytes() for column in spread.values()) for at in range(tensors)))
+    told = recipe.to_json()
+    # What varies is told tensor by tensor. What is fixed, a rule may look at in all tensors before it makes any.
+    told["arguments"] = {name: told["arguments"][name] for name, v in values.items() if v.static or name not in spread}
+    own = tuple(b"".join(column[at].tobytes() for column in spread.values()) for at in range(tensors))
+    return Identity(canonical_json(told).encode(), own)
 
 
 @dataclass(slots=True, eq=False)

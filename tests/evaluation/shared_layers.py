@@ -66,7 +66,8 @@ def parted(problem: MergeProblem, cuts: Sequence[int], seed: int = 0) -> list[Ge
     generator = np.random.default_rng(seed)
     groups = [name.split("/")[1] for name in problem.coefficients.space.names]
     first = generator.uniform(0.1, 0.9, len(groups))
-    shared = [{"embeddings", *(f"layer.{place}" for place in range(cut))} for cut in cuts]
+    layers = [layer for layer in dict.fromkeys(segment.layer for segment in problem.layout.segments) if layer not in ("embeddings", "head")]
+    shared = [{"embeddings", *layers[:cut]} for cut in cuts]
     masks = [np.array([group in own for group in groups]) for own in shared]
     return [first, *(np.where(mask, first, generator.uniform(0.1, 0.9, len(groups))) for mask in masks)]
 
@@ -75,10 +76,13 @@ def parted(problem: MergeProblem, cuts: Sequence[int], seed: int = 0) -> list[Ge
 def layers_run(model: torch.nn.Module) -> Iterator[Counter[int]]:
     """Count how often each layer of a live model computes, by place."""
     runs: Counter[int] = Counter()
-    (layers,) = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
+    outermost = [module for name, module in stacks if not any(name.startswith(f"{other}.") for other, _ in stacks)]
     hooks = [
-        next(layer.children()).register_forward_pre_hook(lambda module, args, place=place: runs.update([place]))
-        for place, layer in enumerate(layers)
+        next(module for module in layer.modules() if not list(module.children())).register_forward_pre_hook(
+            lambda module, args, place=place: runs.update([place])
+        )
+        for place, layer in enumerate(layer for stack in outermost for layer in stack)
     ]
     yield runs
     for hook in hooks:

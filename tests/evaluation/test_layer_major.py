@@ -27,6 +27,7 @@ from tests.problems.tiny_text import bert
 
 CPU = torch.device("cpu")
 PLENTY = 1 << 30
+RACING = {"rule": "sequential", "first": 2, "z": 1.0}
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -126,16 +127,21 @@ def test_weights_are_never_there_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     assert not any(any(parameter.stride()) for parameter in live.model.parameters())
 
 
-@pytest.mark.parametrize("memory", [{"scoring": "layers"}, {"prefixes": PLENTY}])
-def test_a_search_goes_the_same_way(memory: Mapping[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("memory", "racing"), [({"scoring": "layers"}, None), ({"prefixes": PLENTY}, None), ({"prefixes": PLENTY}, RACING)]
+)
+def test_a_search_goes_the_same_way(memory: Mapping[str, Any], racing: Mapping[str, Any] | None, tmp_path: Path) -> None:
     """A search that scores by layers, or reuses shared ones, tries the same candidates to the same scores as one that does neither."""
     family = Family.made(text_classification, tmp_path)
     found = []
     for name, options in (("plain", {}), ("other", memory)):
         problem = family.problem(batch=3, **options)
-        run = mo.optimize(problem, strategy=load("strategies", "nsga2")(pop_size=4), budget=12, seed=0, out=tmp_path / name)
-        found.append([(trial.key, trial.scores["search"]["score"].value) for trial in run.trials])
+        run = mo.optimize(problem, strategy=load("strategies", "nsga2")(pop_size=4), budget=12, seed=0, racing=racing, out=tmp_path / name)
+        scores = [trial.scores.get("search") for trial in run.trials]
+        values = [None if own is None else own["score"].value for own in scores]
+        found.append([(trial.key, trial.censored is not None, value) for trial, value in zip(run.trials, values, strict=True)])
     assert len(found[0]) > 12
+    assert any(censored for _, censored, _ in found[0]) == (racing is not None)
     assert found[0] == found[1]
 
 

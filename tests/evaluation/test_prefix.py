@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from mergeopt.evaluation.objectives import FunctionObjective
-from mergeopt.lineage import Lineage
+from mergeopt.evaluation.prefix import Identity, identity
+from mergeopt.lineage import Lineage, Step
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Proposal
+from mergeopt.recipe import Learned, Measured, Recipe
 from tests.evaluation.shared_layers import Family, bits, layers_run, parted, scored
 from tests.lineages import random_step
 from tests.problems.batched import KINDS, Asked, causal_lm, image_classification, text_classification
@@ -98,6 +100,29 @@ def test_members_that_evolve_share_nothing(tmp_path: Path) -> None:
         found.append(bits(list(problem.evaluate([Proposal("x", recipe=own) for own in recipes], "search"))))
     assert len({str(own) for own in found[0]}) == 4
     assert found[0] == found[1]
+
+
+def test_whatever_a_recipe_says_tells_candidates_apart(tmp_path: Path) -> None:
+    """Recipes that differ in anything but the values of some tensors share no layers; those that differ in these share the others."""
+    problem = Family.made(text_classification, tmp_path).problem("ties")
+    recipe = problem.decode(parted(problem, [])[0])
+
+    def told(own: Recipe) -> Identity:
+        values = problem.evaluator.values(problem.operator, own)
+        return identity(own, values, len(problem.layout.segments))
+
+    others = [
+        replace(recipe, statistics=Measured("here", "0" * 64)),
+        replace(
+            recipe, lineage=Lineage(problem.pool.expert_names).child(Step(0, ((1, 0),), mutation="evolver", scale=0.5, rate=0.5, seed=1))
+        ),
+        replace(recipe, learned=Learned("here", "0" * 64, {"a": 1.0})),
+    ]
+    assert all(told(other).all_tensors != told(recipe).all_tensors for other in others)
+    near = problem.decode(parted(problem, [2])[1])
+    assert told(near).all_tensors == told(recipe).all_tensors
+    differing = [s.layer for s, a, b in zip(problem.layout.segments, told(near).tensors, told(recipe).tensors, strict=True) if a != b]
+    assert set(differing) == {"layer.2", "head"}
 
 
 def test_a_function_may_do_what_it_likes(tmp_path: Path) -> None:
