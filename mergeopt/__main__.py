@@ -33,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mergeopt: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except MemoryError as error:
-        if debug:
+    except (MemoryError, RuntimeError, OSError) as error:
+        from mergeopt.evaluation.out_of_memory import is_out_of_memory
+
+        if debug or not is_out_of_memory(error):
             raise
-        print(f"mergeopt: memory ran out ({error or 'no more to be had'}); what was stored is kept", file=sys.stderr)
+        print(f"mergeopt: memory ran out ({' '.join(str(error).split()) or 'no more to be had'}); what was stored is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if debug:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mergeopt.cache import cache_folder
 from mergeopt.differentiable import DifferentiableProblem
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.evaluation.coefficients import LearnedCoefficients
@@ -19,8 +21,10 @@ from mergeopt.evaluation.compared_task import ComparedTask, expert_model
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.evaluation.footprint import Fit, Footprint
 from mergeopt.evaluation.heats import run_heat
 from mergeopt.evaluation.layer_major import LayerMajor
+from mergeopt.evaluation.materialize import Materializer
 from mergeopt.evaluation.measure import MeasuredExperts, Measuring
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.out_of_memory import score_at_once, scored_at_once
@@ -30,6 +34,7 @@ from mergeopt.evaluation.recall import Recall
 from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.lineage import Lineage
+from mergeopt.memory import Room, room
 from mergeopt.models.checkpoint import HUB_PREFIX
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
@@ -41,10 +46,28 @@ from mergeopt.recipe import Argument, Heads, Measured, Recipe, Source, content_h
 from mergeopt.registry import load
 from mergeopt.task import Objective, Part, Records, Score
 
-__all__ = ["BASELINES", "MergeMaterials", "MergeProblem", "find_operator", "make_recipe", "sources_of"]
+__all__ = ["BASELINES", "Frugality", "MergeMaterials", "MergeProblem", "find_operator", "make_recipe", "sources_of"]
 
 BASELINES = ("base", "experts", "uniform")
+log = logging.getLogger(__name__)
+
 Scoring = Literal["candidates", "layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frugality:
+    """How a search deals with memory; nothing of it changes a result.
+
+    Args:
+        limit: most bytes that the process, or its share of a card, may take; None for what there is.
+        stack: where base and experts, or what is prepared of them, are: in `memory`, in a `file` that is mapped, or `auto`: in a file where
+            they do not fit beside one candidate.
+        folder: of such files, on a disk; None for the cache.
+    """
+
+    limit: int | None = None
+    stack: Literal["auto", "memory", "file"] = "auto"
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +99,7 @@ class MergeProblem:
         parameters: what varies, as in a run file; None searches every parameter over its declared range.
         dtype: of the merged weights, `float32` or `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
-        batch: candidates made at a time.
+        batch: candidates that are asked for at a time; as many of them are made at a time as one pass over memory serves and memory holds.
         threads: that torch computes with; None for one with small models, for which more only wait for each other, else torch's choice.
         prefixes: bytes of activations kept for candidates that share their first layers; None to run every pass from end to end.
         recall: answer from memory where a recipe makes the same model as an earlier one, by its exact coefficients.
@@ -85,6 +108,7 @@ class MergeProblem:
         name: for people.
         baselines: what every result is held against, of `base`, `experts`, `uniform`.
         measuring: how experts are measured, for an operator that needs more of them than their weights.
+        frugality: how much memory may be taken, and what is kept in a file; None for what there is, and as little as can be.
 
     Raises:
         ConfigError: the operator, its parameters, or the objectives cannot be used as asked.
@@ -110,6 +134,7 @@ class MergeProblem:
         name: str = "merge",
         baselines: Sequence[str] = BASELINES,
         measuring: Measuring | None = None,
+        frugality: Frugality | None = None,
     ) -> None:
         self.pool, self.name, self._baselines = pool, name, _known_baselines(baselines)
         self.operator = find_operator(operator, variant)
@@ -129,6 +154,12 @@ class MergeProblem:
             raise ConfigError(f"memory: scoring: layers: operator {self.operator.name!r} measures whole experts; use scoring: candidates")
         self._scored_at_once = scored_at_once(self.objectives)
         self._candidates = batch
+        self.frugality = frugality or Frugality()
+        self._needs: tuple[str, ...] = ()
+        if self.frugality.stack == "file" and self.device.type != "cpu":
+            raise ConfigError(
+                "memory: stack: a file is for searches on a CPU; use scoring: layers where base and experts do not fit on a card"
+            )
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -149,9 +180,10 @@ class MergeProblem:
             self._find_operator,
             dtype=self.dtype,
             device=self.device,
-            batch=self._candidates,
+            batch=min(self._candidates, self._fit.candidates),
             threads=self.threads,
             prefixes=self.prefixes,
+            folder=self._fit.folder,
         )
 
     @cached_property
@@ -173,8 +205,13 @@ class MergeProblem:
         """What is smaller than it was meant to be since memory was short: `items` scored at a time by objective, and `candidates`."""
         now = scored_at_once(self.objectives)
         items = {name: size for name, size in now.items() if size < self._scored_at_once[name]}
-        count = self.evaluator.arena.candidates if "evaluator" in self.__dict__ else self._candidates
-        return ({"items": items} if items else {}) | ({"candidates": count} if count < self.batch else {})
+        meant = min(self.batch, self._fit.candidates)
+        count = min(meant, self._live.arena.candidates if "_live" in self.__dict__ else self._candidates)
+        return ({"items": items} if items else {}) | ({"candidates": count} if count < meant else {})
+
+    def expect(self, needs: Sequence[str]) -> None:
+        """Know, before anything is loaded, which doors to the models a strategy goes through: they take memory."""
+        self._needs = tuple(needs)
 
     def reduce(self, to: Mapping[str, Any]) -> None:
         """Score as another process did whose memory was short."""
@@ -362,31 +399,43 @@ class MergeProblem:
         }
 
     def memory(self) -> Mapping[str, int]:
-        """Predicted bytes: of what the operator prepares, of the candidates, of the live model and of the largest tensor's temporaries;
-        where candidates are compared with an expert, of its model too."""
-        experts = len(self.pool.expert_names)
-        fixed = {name: None for name, argument in self._midpoint.items() if argument.static}
-        rows = self.operator.rows(fixed, experts) if self.operator.expert_rows is None else experts + 1
-        width = torch.empty(0, dtype=self.dtype).element_size()
-        model = sum(self.pool.base.spec(name).elements for name in self.pool.base.names) * width
-        largest = max(segment.end - segment.start for segment in self.layout.segments)
-        by_layer: dict[str, int] = {}
-        for segment in self.layout.segments:
-            by_layer[segment.layer] = by_layer.get(segment.layer, 0) + segment.end - segment.start
-        outside = by_layer.pop("embeddings", 0) + by_layer.pop("head", 0)
+        """Predicted bytes of the weights that are in memory at once when most are, by what they are; activations come on top."""
         if self.scoring == "layers":
-            one = (outside + max(by_layer.values(), default=0)) * width
-            return {"candidates": self.batch * one, "temporary": 3 * rows * largest * 4}
-        compared = any(isinstance(one, TaskObjective) and isinstance(one.task, ComparedTask) for one in self.objectives)
-        return {
-            **({"expert compared with": model} if compared else {}),
-            "prepared": rows * self.layout.size * 4,
-            **({"statistics": held} if (held := self.statistics.memory(self.operator, self.layout)) else {}),
-            "candidates": self.batch * self.layout.size * width,
-            "model": model,
-            "temporary": 3 * rows * largest * 4,
-            **({"prefixes": self.prefixes} if self.prefixes else {}),
-        }
+            needed = LayerMajor.needs(self.layout, self.dtype, self.batch)
+            return {"candidates": needed, "temporary": Materializer.preparing(self.layout, self._footprint.rows)}
+        return self._footprint.peak(self._fit.candidates, self._fit.folder)
+
+    @property
+    def room(self) -> Room:
+        """The memory there is."""
+        return room(self.device, self.frugality.limit)
+
+    @cached_property
+    def _fit(self) -> Fit:
+        """How many candidates are in memory, and whether base and experts are; found once, before anything is loaded."""
+        frugality = self.frugality
+        if self.device.type != "cpu" and frugality.stack != "file":
+            frugality = replace(frugality, stack="memory")
+        fit = self._footprint.fit(self.room, self.batch, folder=frugality.folder or cache_folder() / "stacks", stack=frugality.stack)
+        if fit.folder is not None and frugality.stack == "auto":
+            log.info("base and experts do not fit into memory (%s): they are kept in a file in %s", self.room.bound, fit.folder)
+        return fit
+
+    @property
+    def _footprint(self) -> Footprint:
+        fixed = {name: None for name, argument in self._midpoint.items() if argument.static}
+        experts, as_they_are = len(self.pool.expert_names), self.operator.expert_rows is not None
+        return Footprint(
+            self.layout,
+            experts + 1 if as_they_are else self.operator.rows(fixed, experts),
+            as_they_are,
+            self.dtype,
+            self.prefixes or 0,
+            sum(isinstance(one, TaskObjective) and isinstance(one.task, ComparedTask) for one in self.objectives),
+            "members" in self._needs,
+            "gradients" in self._needs,
+            self.statistics.memory(self.operator, self.layout),
+        )
 
     @cached_property
     def _sources(self) -> Sources:

@@ -139,7 +139,11 @@ class Problem(Protocol):
 
 @runtime_checkable
 class FrugalProblem(Problem, Protocol):
-    """A problem that does with less where memory is short, from then on."""
+    """A problem that knows what memory there is, and does with less where it is short, from then on."""
+
+    def expect(self, needs: Sequence[str]) -> None:
+        """Know, before anything is loaded, which doors to the models a strategy goes through (`StrategyInfo.needs`)."""
+        ...
 
     @property
     def reduced(self) -> Mapping[str, Any]:

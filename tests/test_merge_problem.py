@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from mergeopt.errors import ConfigError, PluginError
+from mergeopt.evaluation.footprint import SHARE
 from mergeopt.evaluation.objectives import FunctionObjective
+from mergeopt.memory import Room
 from mergeopt.merge_problem import MergeProblem, find_operator
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Param, Requires
@@ -222,11 +224,31 @@ def test_objectives_are_checked(folders: Folders) -> None:
 
 @pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "ties"])
 def test_memory_is_predicted(folders: Folders, operator: str) -> None:
-    """The predicted sizes of arenas are those of the arenas made."""
-    made = problem(folders, operator, batch=5)
+    """The predicted sizes are those of the arenas made, and of what the live model holds beside them."""
+    made = problem(folders, operator, batch=5, exclude=(r"^classifier\.",))
     memory = made.memory()
     evaluator = made.evaluator
-    (materializer,) = evaluator._materializers.values()
-    assert memory["prepared"] == materializer.rows.untyped_storage().nbytes()
+    rows = evaluator._sources.rows if evaluator._sources is not None else next(iter(evaluator._materializers.values())).rows
+    assert memory["prepared"] == rows.untyped_storage().nbytes()
     assert memory["candidates"] == evaluator.arena.bytes
-    assert memory["model"] == 4 * sum(p.numel() for p in evaluator.arena.model.parameters())
+    arena = evaluator.arena.rows.untyped_storage().data_ptr()
+    own = [tensor for tensor in evaluator.arena.model.state_dict().values() if tensor.untyped_storage().data_ptr() != arena]
+    assert memory["model"] == sum(tensor.nbytes for tensor in own) > 0
+
+
+def test_more_memory_holds_no_fewer_candidates(folders: Folders) -> None:
+    """Whatever there is, what is chosen fits where anything does; a file is taken only where one candidate has no room beside the stack."""
+    footprint = problem(folders, "ties", batch=20)._footprint
+    seen, folder = [], Path("somewhere")
+    for room in range(0, 80 * footprint.layout.size, footprint.layout.size // 2):
+        fit = footprint.fit(Room(room, "test"), 20, folder=folder, stack="auto")
+        needed = sum(footprint.peak(fit.candidates, fit.folder).values())
+        least = min(sum(footprint.peak(1, place).values()) for place in (None, folder))
+        assert needed <= SHARE * room or (fit.candidates == 1 and least > SHARE * room)
+        assert fit.folder is None or sum(footprint.peak(1, None).values()) > SHARE * room
+        seen.append(((fit.folder is None), fit.candidates))
+    in_memory = [count for inside, count in seen if inside]
+    assert in_memory == sorted(in_memory)
+    assert in_memory[-1] == 8  # as one pass over memory serves
+    assert [inside for inside, _ in seen] == sorted(inside for inside, _ in seen)
+    assert any(not inside for inside, _ in seen)

@@ -15,7 +15,7 @@ from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetr
 from mergeopt.evaluation.measure import Measuring
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.user_functions import load_function
-from mergeopt.merge_problem import MergeMaterials, MergeProblem
+from mergeopt.merge_problem import Frugality, MergeMaterials, MergeProblem
 from mergeopt.models.carry import KINDS
 from mergeopt.models.pool import Pool
 from mergeopt.operators.function import OperatorFactory
@@ -109,7 +109,13 @@ def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective
         name=name,
         baselines=[kind for kind in run_file.baselines if kind != "random"],
         measuring=_measuring(run_file, root, pool),
+        frugality=_frugality(run_file, root),
     )
+
+
+def _frugality(run_file: RunFile, root: Path) -> Frugality:
+    memory = run_file.memory
+    return Frugality(memory.limit, memory.stack, None if memory.folder is None else root / memory.folder)
 
 
 def _measuring(run_file: RunFile, root: Path, pool: Pool) -> Measuring:

@@ -20,7 +20,19 @@ from mergeopt.memory import parse_size
 from mergeopt.registry import load, names
 from mergeopt.strategy import Strategy
 
-__all__ = ["Budgeted", "Merge", "Model", "RunFile", "build_strategy", "call", "named", "option_names", "read_yaml", "strategy_from"]
+__all__ = [
+    "Budgeted",
+    "Memory",
+    "Merge",
+    "Model",
+    "RunFile",
+    "build_strategy",
+    "call",
+    "named",
+    "option_names",
+    "read_yaml",
+    "strategy_from",
+]
 
 
 ALTERNATIVES = {
@@ -84,12 +96,15 @@ class Merge(_Section):
 
 
 class Memory(_Section):
-    """Section `memory`: what is kept in it between candidates, and how these are scored where it does not hold them."""
+    """Section `memory`: how much a search takes, what it keeps between candidates, and how they are scored where they do not fit."""
 
+    limit: int | None = None
+    stack: Literal["auto", "memory", "file"] = "auto"
+    folder: str | None = None
     prefixes: int | None = None
     scoring: Literal["candidates", "layers"] = "candidates"
 
-    @field_validator("prefixes", mode="before")
+    @field_validator("limit", "prefixes", mode="before")
     @classmethod
     def _size(cls, value: Any) -> int | None:
         try:
@@ -103,6 +118,9 @@ class Budgeted(_Section):
 
     evaluations: int = Field(gt=0)
     gradient_steps: int | None = Field(default=None, ge=0)
+
+
+SECTIONS = (Model, Merge, Statistics, Memory, Budgeted)
 
 
 class RunFile(_Section):
@@ -334,6 +352,7 @@ def _keys(location: Sequence[str]) -> list[str]:
     for part in location:
         annotation = section.model_fields[part].annotation
         section = next(
-            (kind for kind in (Model, Merge, Statistics, Budgeted) if kind is annotation or kind.__name__ in str(annotation)), RunFile
+            (kind for kind in SECTIONS if kind is annotation or kind.__name__ in str(annotation)),
+            RunFile,
         )
     return list(section.model_fields)

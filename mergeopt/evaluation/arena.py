@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from mergeopt.evaluation.stack_file import StackFile
 from mergeopt.models.hollow import hollow_tensor
 from mergeopt.models.layout import Layout, Segment
 
@@ -14,16 +16,29 @@ __all__ = ["CandidateArena", "DeltaArena", "Live"]
 
 
 class DeltaArena:
-    """What an operator prepared, one contiguous row-major buffer [R, P] float32.
+    """What an operator prepared, one row-major buffer [R, P] float32: in memory, or in a file that is mapped.
 
     Args:
         rows: R, as the operator announces it.
         layout: gives P.
         device: where candidates are made.
+        folder: where the file is; None for memory.
+
+    Raises:
+        StoreError: the file cannot be written.
     """
 
-    def __init__(self, rows: int, layout: Layout, device: torch.device) -> None:
-        self.rows = torch.zeros((rows, layout.size), dtype=torch.float32, device=device)
+    def __init__(self, rows: int, layout: Layout, device: torch.device, folder: Path | None = None) -> None:
+        if folder is None:
+            self.rows = self.writable = torch.zeros((rows, layout.size), dtype=torch.float32, device=device)
+        else:
+            file = StackFile(rows, layout.size, folder)
+            self.rows, self.writable = file.reader, file.writer
+
+    @staticmethod
+    def needs(rows: int, layout: Layout, folder: Path | None = None) -> int:
+        """Return the bytes of memory that such an arena takes."""
+        return 0 if folder is not None else 4 * rows * layout.size
 
     @property
     def bytes(self) -> int:
@@ -67,6 +82,11 @@ class CandidateArena:
         self._views = _views(self.rows, self.layout)
         for live in self._live.values():
             live.hold(self._views[0])
+
+    @staticmethod
+    def needs(candidates: int, layout: Layout, dtype: torch.dtype) -> int:
+        """Return the bytes that so many candidates take, live models aside."""
+        return candidates * layout.size * dtype.itemsize
 
     @property
     def candidates(self) -> int:
@@ -144,6 +164,26 @@ class Live:
             self.hold([hollow_tensor(segment.shape, dtype, device) for segment in layout.segments])
             self.model.to(device)
         self._kept = [_Home.find(self.model, names[name]) for name in (*pool.coverage.excluded, *pool.coverage.copied)]
+
+    @staticmethod
+    def needs(layout: Layout, dtype: torch.dtype) -> int:
+        """Return the bytes of live models, one for each head, that hold the tensors of an arena: those that are not merged."""
+        pool = layout.pool
+        kept = sum(pool.spec(name).elements for name in (*pool.coverage.excluded, *pool.coverage.copied))
+        own = sum(head.checkpoint.spec(name).elements for head in pool.heads.values() for name in head.own)
+        return (kept + own) * dtype.itemsize
+
+    @staticmethod
+    def loaded(layout: Layout, dtype: torch.dtype) -> int:
+        """Return the bytes of a live model with tensors of its own."""
+        return Live.needs(layout, dtype) + layout.elements * dtype.itemsize
+
+    @staticmethod
+    def loading(layout: Layout, dtype: torch.dtype) -> int:
+        """Return the bytes that loading a live model takes: its tensors as they are stored, and again where they are of another type."""
+        sources = [head.checkpoint for head in layout.pool.heads.values()] or [layout.pool.base]
+        specs = [[source.spec(name) for name in source.names] for source in sources]
+        return max(sum(spec.bytes + (spec.elements * dtype.itemsize if spec.dtype != dtype else 0) for spec in one) for one in specs)
 
     def write(self, views: Sequence[torch.Tensor]) -> None:
         """Copy the merged tensors as they are into these."""

@@ -25,6 +25,7 @@ from mergeopt.evaluation.materialize import Materializer
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.threads import computing_threads
 from mergeopt.learned import LearnedSet
+from mergeopt.models.layout import Layout
 from mergeopt.operators.contract import Dense, Linear, MergeOperator, Plan, Rational
 from mergeopt.recipe import Argument, Learned, Recipe
 from mergeopt.task import DifferentiableTask, Objective, Predictions
@@ -62,6 +63,11 @@ class ModelGradients:
         self._folder = folder
         self._gradient = torch.zeros(evaluator.layout.size, dtype=evaluator.dtype, device=evaluator.device)
         self._teachers: dict[str, dict[int, torch.Tensor]] = {}
+
+    @staticmethod
+    def needs(layout: Layout, dtype: torch.dtype) -> int:
+        """Return the bytes of the one buffer that gradients are gathered in."""
+        return layout.size * dtype.itemsize
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -62,8 +62,10 @@ class Evaluator:
         batch: candidates made at a time.
         threads: that torch computes with, None to choose by the model's size.
         prefixes: bytes of activations kept for candidates that share their first layers; None to run every pass from end to end.
+        folder: for files that hold base and experts, or what is prepared of them; None for memory.
 
     Raises:
+        StoreError: there is no room for such a file.
         DataError: an objective cannot be measured on this model.
     """
 
@@ -78,12 +80,14 @@ class Evaluator:
         batch: int = 8,
         threads: int | None = None,
         prefixes: int | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.layout, self.objectives, self.find_operator = layout, tuple(objectives), find_operator
         self.dtype, self.device = dtype, device or torch.device("cpu")
         self.threads = pick_threads(threads, layout.elements)
         self.arena = CandidateArena(batch, layout, dtype, self.device)
-        self._sources: torch.Tensor | None = None  # base and experts (or members in their places), [K + 1, P]
+        self._folder = folder
+        self._sources: DeltaArena | None = None  # base and experts (or members in their places), [K + 1, P]
         self._population: Population | None = None
         self._contents = [Contents() for _ in range(batch)]  # of the arena's rows
         self._materializers: dict[str, Materializer] = {}
@@ -104,20 +108,22 @@ class Evaluator:
         operator = self.find_operator(recipe.operator, recipe.variant)
         with computing_threads(self.threads):
             if operator.expert_rows is not None and self._sources is None:
-                self._sources = source_rows(self.layout, self.device)
+                self._sources = source_rows(self.layout, self.device, self._folder)
             found = self._materializer(operator, recipe)
             if found is None:
                 statistics = self._statistics(operator, recipe)
-                found = Materializer(self.layout, operator, self.values(operator, recipe), self.device, statistics=statistics)
+                found = Materializer(
+                    self.layout, operator, self.values(operator, recipe), self.device, statistics=statistics, folder=self._folder
+                )
                 self._materializers[_prepared(recipe)] = found
         return found
 
     def experts(self, lineage: Lineage | None = None) -> torch.Tensor:
         """Return base and experts, or the members of a lineage in their places, [K + 1, P]; valid until anything else is made."""
         if self._sources is None:
-            self._sources = source_rows(self.layout, self.device)
+            self._sources = source_rows(self.layout, self.device, self._folder)
         self._hold(lineage)
-        return self._sources
+        return self._sources.rows
 
     def keep(self, learned: LearnedSet) -> None:
         """Know a learned set by its content hash, so that recipes can ask it."""
@@ -284,7 +290,7 @@ class Evaluator:
         if operator.expert_rows is None:
             return self._materializers.get(key) if recipe.lineage is None else None
         if key not in self._materializers and self._sources is not None:
-            self._materializers[key] = Materializer(self.layout, operator, {}, self.device, self._sources)
+            self._materializers[key] = Materializer(self.layout, operator, {}, self.device, self._sources.rows)
         return self._materializers.get(key)
 
     def _hold(self, lineage: Lineage | None) -> None:
@@ -292,12 +298,11 @@ class Evaluator:
         if self._population is None and lineage is None:
             return
         if self._population is None:
-            experts = len(self.layout.pool.expert_names)
             if self._sources is None:
-                rows = torch.empty((experts, self.layout.size), dtype=torch.float32, device=self.device)
-                self._population = Population(self.layout, rows, self.device)
+                rows = DeltaArena(len(self.layout.pool.expert_names), self.layout, self.device, self._folder).writable
             else:
-                self._population = Population(self.layout, self._sources[1:], self.device)
+                rows = self._sources.writable[1:]
+            self._population = Population(self.layout, rows, self.device)
         if self._population.hold(lineage or Lineage(self.layout.pool.expert_names)):
             for row in range(len(self._contents)):
                 self.forget(row)
@@ -351,13 +356,14 @@ class Evaluator:
         return recipe_values(operator, recipe, self.layout, self._groupings)
 
 
-def source_rows(layout: Layout, device: torch.device) -> torch.Tensor:
-    """Return base and experts as they are, [K + 1, P] float32."""
-    rows = DeltaArena(1 + len(layout.pool.expert_names), layout, device).rows
+def source_rows(layout: Layout, device: torch.device, folder: Path | None = None) -> DeltaArena:
+    """Return base and experts as they are, [K + 1, P] float32, in memory or in a file."""
+    arena = DeltaArena(1 + len(layout.pool.expert_names), layout, device, folder)
+    rows = arena.writable
     for segment in layout.segments:
         rows[0, segment.start : segment.end] = layout.pool.read_base(segment.name, device).reshape(-1)
         rows[1:, segment.start : segment.end] = layout.pool.stack(segment.name, device).reshape(len(rows) - 1, -1)
-    return rows
+    return arena
 
 
 def open_learned(learned: Learned) -> LearnedSet:

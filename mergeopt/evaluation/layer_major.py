@@ -87,6 +87,15 @@ class LayerMajor:
             for objective in self.objectives:
                 self._look_at(objective)
 
+    @staticmethod
+    def needs(layout: Layout, dtype: torch.dtype, candidates: int) -> int:
+        """Return the bytes of the weights that are in memory at once: those outside of layers and of the largest layer, by candidate."""
+        by_layer: dict[str, int] = {}
+        for segment in layout.segments:
+            by_layer[segment.layer] = by_layer.get(segment.layer, 0) + segment.end - segment.start
+        outside = by_layer.pop("embeddings", 0) + by_layer.pop("head", 0)
+        return candidates * (outside + max(by_layer.values(), default=0)) * dtype.itemsize
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What besides recipe and data can change a score's last bits; JSON-able."""

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,7 @@ class Materializer:
         sources: base and experts as they are, [K + 1, P] float32; given for an operator whose rows are these (`expert_rows`), nothing is
             prepared, and a row that changes later changes what is made.
         statistics: gives those that the operator requires, None where it requires none.
+        folder: for a file that holds what is prepared; None for memory.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Materializer:
         device: torch.device,
         sources: torch.Tensor | None = None,
         statistics: StatisticsOf | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.layout, self.operator, self.device = layout, operator, device
         self._states: list[Hashable] = [None] * len(layout.segments)
@@ -121,12 +124,24 @@ class Materializer:
             self.rows = sources[1 - (operator.expert_rows or 0) :]
             return
         fixed = _Fixed(like)
-        self.rows = DeltaArena(operator.rows(fixed.at(0), len(layout.pool.expert_names)), layout, device).rows
+        arena = DeltaArena(operator.rows(fixed.at(0), len(layout.pool.expert_names)), layout, device, folder)
+        self.rows = arena.rows
         overall = _overall(layout, operator, fixed, device, _from_pool(layout, device))
         for index, segment in enumerate(layout.segments):
             base, experts = layout.pool.read_base(segment.name, device), layout.pool.stack(segment.name, device)
-            out = self.rows[:, segment.start : segment.end]
+            out = arena.writable[:, segment.start : segment.end]
             self._states[index] = _prepare(operator, segment, (base, experts), fixed.at(index), overall, out, statistics)
+
+    @staticmethod
+    def preparing(layout: Layout, rows: int) -> int:
+        """Return the bytes that preparing so many rows takes beside them: those of the largest tensor, as often as it is held at once.
+
+        Args:
+            layout: what is made.
+            rows: R; 0 where base and experts are taken as they are.
+        """
+        largest = max(segment.end - segment.start for segment in layout.segments)
+        return 4 * largest * (len(layout.pool.expert_names) + 2 + 3 * rows)
 
     def __call__(self, candidates: Sequence[Values], out: torch.Tensor, contents: Sequence[Contents] | None = None) -> list[str | None]:
         """Write the weights of n candidates into rows [n, P] and return what is wrong with each, None where nothing is.

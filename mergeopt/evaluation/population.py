@@ -56,6 +56,11 @@ class Population:
         self._told: list[str | None] = [None] * len(rows)
         self.load()
 
+    @staticmethod
+    def needs(layout: Layout) -> int:
+        """Return the bytes of the spare row, which is all that a population takes beside its rows."""
+        return 4 * layout.size
+
     @property
     def bytes(self) -> int:
         """Size of the rows and the spare."""

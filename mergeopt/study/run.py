@@ -276,6 +276,8 @@ def optimize(
     if isinstance(problem, MergeProblem):
         problem.statistics.keep(folder / STATISTICS)
     race = race_of(problem, Racing.of(racing), seed)
+    if isinstance(problem, FrugalProblem):
+        problem.expect(strategy.info.needs)
     described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
     described["racing"] = None if race is None else race.racing.describe()
     stored = _stored_header(folder, described, resume=resume)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from mergeopt.strategy import Status
 from mergeopt.study.run import Run
-from tests.faults.commands import Commands, write
+from tests.faults.commands import Commands, refused, write
 from tests.faults.repeats import everything
 from tests.tiny_models import write_folders
 
@@ -174,3 +174,24 @@ def test_torch_says_so_in_these_words() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         attempt(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+
+
+def test_a_disk_without_room_for_the_stack_is_told(mergeopt: Commands, pictures: Path, tmp_path: Path) -> None:
+    """Base and experts that are to be kept in a file, on a disk that does not hold it, end the command with what can be done."""
+    run_file(tmp_path, pictures, batch=100, memory={"stack": "file", "folder": "stacks"})
+    done = mergeopt(tmp_path, "run", "run.yaml", limit=1_000_000)
+    refused(done, "of base and experts as they are merged to", "File too large", "name another folder with memory: {folder: ...}")
+    assert mergeopt(tmp_path, "run", "run.yaml", "--out", "mapped").status == 0
+    assert list((tmp_path / "stacks").iterdir()) == []
+    run_file(tmp_path / "plain", pictures, batch=100)
+    assert mergeopt(tmp_path / "plain", "run", "run.yaml").status == 0
+    assert everything(tmp_path / "mapped") == everything(tmp_path / "plain" / "run")
+
+
+def test_memory_that_ends_a_command_is_told(mergeopt: Commands, pictures: Path, tmp_path: Path) -> None:
+    """Where there is not even enough to begin, the command ends with status 1 and one line, without a traceback."""
+    run_file(tmp_path, pictures, batch=100)
+    done = mergeopt(tmp_path, "run", "run.yaml", memory=2 << 20)
+    assert done.status == 1, done
+    assert "mergeopt: memory ran out" in done.err
+    assert "Traceback" not in done.err

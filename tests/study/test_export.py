@@ -52,7 +52,11 @@ def test_weights_beyond_float16_are_not_written(tmp_path: Path) -> None:
 
 LIMITED = """
 import json, resource, sys
+from pathlib import Path
 import torch, transformers
+from mergeopt.evaluation.objectives import FunctionObjective
+from mergeopt.recipe import Recipe
+from mergeopt.study.export import export_model, open_pool
 import mergeopt.cli.models, mergeopt.study.merge
 from transformers import BertForSequenceClassification
 from mergeopt import registry
@@ -66,7 +70,13 @@ try:
     torch.empty(model, dtype=torch.uint8)
 except RuntimeError as error:
     print(json.dumps({"too large": str(error), "bound": room(torch.device("cpu")).bound}), flush=True)
-sys.exit(main(sys.argv[4:]))
+status = main(sys.argv[4:])
+if status == 0:
+    recipe, out = Recipe.load(Path(sys.argv[-1]) / "recipe.json"), sys.argv[-1] + "-scored"
+    objective = FunctionObjective("size", lambda model, items, device: 0.0, items=None, direction="minimize", source="")
+    report = export_model(open_pool(recipe), recipe, out, objectives=[objective], promised={"size": 1.0})
+    print(json.dumps([report.scores, report.unscored]))
+sys.exit(status)
 """
 """A `mergeopt` process whose memory may grow by the first argument, in bytes, once everything is imported."""
 
@@ -101,6 +111,9 @@ def test_a_model_of_twice_the_memory_is_merged(operator: str, parameters: dict[s
     first = json.loads(done.stdout.splitlines()[0])
     assert first["bound"] == "RLIMIT_DATA"
     assert "can't allocate memory" in first["too large"]
+    scores, unscored = json.loads(done.stdout.splitlines()[-1])
+    assert scores == {}
+    assert "RLIMIT_DATA" in unscored
     base, a, b = (load_file(large / name / "model.safetensors") for name in ("base", "a", "b"))
     made = load_file(tmp_path / "out" / "model.safetensors")
     assert set(made) == set(base)
