@@ -26,7 +26,10 @@ ALL_HEADS = "all"
 """What is asked for to have every head."""
 IN_HEADS = "in heads"
 """What coverage calls the tensors of heads that stay apart."""
-
+ADVICE = (
+    "only models of one architecture and configuration can be merged; where their heads alone differ, merge: {heads: separate} keeps them "
+    "apart, and by_label makes them one"
+)
 COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 RESERVED = ("base", "learned", "statistics")
 """Names of a recipe's other sources."""
@@ -250,11 +253,7 @@ class Pool:
             copies = {name: tensors.copies[there] for name, there in live.items() if there in tensors.copies}
             problems += self._untied(key, expert, names, {**tensors.tied, **copies})
         if problems:
-            raise MismatchError(
-                "\n".join(
-                    ["these models do not fit together:", *problems, "only models of one architecture and configuration can be merged"]
-                )
-            )
+            raise MismatchError("\n".join(["these models do not fit together:", *problems, ADVICE]))
 
     def _untied(self, key: str, expert: Checkpoint, names: set[str], tied: Mapping[str, str]) -> list[str]:
         problems = []

@@ -184,6 +184,21 @@ def test_a_recipe_makes_any_head(mergeopt: Commands, searched: Path, tmp_path: P
         assert json.loads((tmp_path / made / "recipe.json").read_text())["heads"]["written"] == exported
 
 
+def test_a_search_starts_from_an_exported_recipe_and_goes_on(mergeopt: Commands, searched: Path, data_dir: Path) -> None:
+    """A recipe with a chosen head is a starting point like any candidate; a longer budget goes on where the run ended, racing or not."""
+    judged = [objective for objective in run_file(data_dir)["objectives"] if "task" in objective]
+    write(searched, data_dir, "more.yaml", init=["knee/ner/recipe.json"], objectives=judged, racing="sequential", budget=5, out="more")
+    for budget in (5, 9):
+        done = mergeopt(searched, "run", "more.yaml", "--budget", budget, *(["--resume"] if budget > 5 else []))
+        assert done.status == 0, done.err
+    run, knee = Run.open(searched / "more"), Run.open(searched / "run").front.knee()
+    start = next(trial for trial in run.trials if trial.kind == "init")
+    assert {name: score.value for name, score in start.scores["search"].items()} == {
+        name: knee.values[name] for name in start.scores["search"]
+    }
+    assert run.evaluations == 9
+
+
 def test_one_merge_without_a_search(mergeopt: Commands, sources: Path, tmp_path: Path) -> None:
     """A merge file may have separate heads too."""
     merge = {"operator": "task_arithmetic", "heads": "separate", "head_tensors": ["^classifier", "pooler"], "parameters": {"weight": 0.5}}
@@ -213,7 +228,7 @@ def test_what_is_missing_or_unknown_is_refused(mergeopt: Commands, sources: Path
         ({"merge": plain["merge"] | {"head_tensors": ["score"]}}, "head_tensors: the pattern 'score' matches no tensor"),
         ({"merge": plain["merge"] | {"head_tensors": ["("]}}, "head_tensors: no regular expression among"),
         ({"merge": plain["merge"] | {"heads": "apart"}}, "known: by_label, separate, shared; got 'apart'"),
-        ({"merge": {"operator": "linear"}}, "these models do not fit together"),
+        ({"merge": {"operator": "linear"}}, "where their heads alone differ, merge: {heads: separate} keeps them"),
         ({"merge": by_label}, "expert 'emotion' is of class BertForSequenceClassification, expert 'ner' of BertForTokenClassification"),
         (
             {"objectives": headless},
