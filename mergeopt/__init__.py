@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mergeopt.differentiable import DifferentiableProblem, Weights
     from mergeopt.errors import MergeoptError, UserError
     from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetric
+    from mergeopt.evaluation.measure import Measuring
     from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
     from mergeopt.genomes.space import Choice, Float, Int, Simplex, Space
     from mergeopt.learned import LearnedSet
@@ -54,6 +55,7 @@ __all__ = [
     "LearnedSet",
     "Learner",
     "Lineage",
+    "Measuring",
     "Members",
     "MergeMaterials",
     "MergeProblem",
@@ -92,6 +94,7 @@ _HOMES = {
     "differentiable": ("DifferentiableProblem", "Weights"),
     "errors": ("MergeoptError", "UserError"),
     "evaluation.function_metric": ("FunctionMetric", "ItemFunctionMetric"),
+    "evaluation.measure": ("Measuring",),
     "evaluation.objectives": ("FunctionObjective", "TaskObjective"),
     "genomes.space": ("Choice", "Float", "Int", "Simplex", "Space"),
     "learned": ("LearnedSet",),

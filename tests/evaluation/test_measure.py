@@ -20,6 +20,7 @@ from mergeopt.evaluation.activation_grams import linear_layers
 from mergeopt.evaluation.diagonal_fisher import diagonal_fisher
 from mergeopt.evaluation.measure import Measuring
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
+from mergeopt.evaluation.prefix import identity
 from mergeopt.lineage import Lineage, Step
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
@@ -205,6 +206,20 @@ def test_what_was_measured_is_found_again(make: Make, tmp_path: Path) -> None:
     assert len({recipe.key for recipe in (first, *others)}) == 6
 
 
+def test_other_statistics_make_another_model(make: Make) -> None:
+    """Recipes that are equal but for their statistics are scored each, also side by side and with memory of earlier models."""
+    problem, other = make("fisher", prefixes=1 << 24), make("fisher", measuring=Measuring(seed=1, items=3))
+    recipes = [weighted(problem, 0.4, 0.6), weighted(other, 0.4, 0.6)]
+    assert recipes[0] == replace(recipes[1], statistics=recipes[0].statistics)
+    values = [problem.evaluator.values(problem.operator, recipe) for recipe in recipes]
+    assert identity(recipes[0], values[0], 10).all_tensors != identity(recipes[1], values[1], 10).all_tensors
+    first, second = problem.evaluate([Proposal("x", recipe=recipe) for recipe in recipes], "search")
+    (alone,) = other.evaluate([Proposal("x", recipe=recipes[1])], "search")
+    losses = [evaluation.scores["o1"].records["loss"] for evaluation in (first, second, alone)]
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-6)
+    assert float(np.abs(losses[0] - losses[1]).max()) > 1e-5
+
+
 def test_settings_are_part_of_the_problem(make: Make) -> None:
     """Problems that measure differently have different fingerprints; nothing is measured to know them, or for operators without need."""
     made = [make("fisher"), make("fisher", measuring=Measuring(items=7)), make("fisher", objectives("e1", "e0")), make("regmean")]
@@ -311,7 +326,7 @@ def test_what_is_not_finite_is_named(vit_folders: Folders, tmp_path: Path) -> No
     """Gradients that overflow float16 are refused with the expert's name, and nothing is kept."""
     problem = MergeProblem(Pool(*vit_folders), "fisher", objectives("e0", "e1"), device="cpu", dtype="float16")
     problem.statistics.keep(tmp_path / "statistics")
-    for task in (objective.task for objective in problem.objectives if isinstance(objective, TaskObjective)):
+    for task in (one.task for one in problem.objectives if isinstance(one, TaskObjective)):
         task.items("search").pixels.mul_(6e4)  # type: ignore[attr-defined]
     with pytest.raises((DataError, CandidateError), match="not finite"):
         problem.decode(np.full(2, 0.5))
