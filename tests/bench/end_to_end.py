@@ -3,11 +3,14 @@
     python tests/bench/end_to_end.py [--json] [--size small|base] [--device cuda] [--dtype float32] [--threads N] [--rounds N] [--force]
 
 `naive` merges state dicts tensor by tensor and loads them into a resident model; `disk` also writes every candidate as a model folder and
-loads that. Models are BERT classifiers of random weights, `base` with BERT-base's sizes; the task is text classification. Beside each ratio
-stands that of making alone, which it comes from: what scoring leaves of it.
+loads that. Models are BERT classifiers of random weights, `base` with BERT-base's sizes. Beside each ratio stands that of making alone:
+scoring, which costs all the same, leaves less of it.
 
-The bars are for `--size base` on a CPU: at 2,000 scored tokens naive / ours >= 1.25 and disk / ours >= 1.5, at 100 tokens >= 4 and >= 8.
-`small` has a fifth of the parameters and the same shape, and takes under a minute.
+`raced` holds a random search that races by successive halving, with all that a run does, against the naive loop over the same candidates;
+on small models, and texts whose classes are those of one expert.
+
+The bars are for `--size base` on a CPU: at 2,000 scored tokens naive / ours >= 1.25 and disk / ours >= 1.5, at 100 tokens >= 4 and >= 8;
+naive / raced >= 5 with the same best. `small` has a fifth of the parameters and the same shape, and takes about a minute.
 """
 
 from __future__ import annotations
@@ -22,51 +25,56 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import mergeopt as mo
 from mergeopt.evaluation import product
-from mergeopt.evaluation.threads import computing_threads
 from mergeopt.models.architecture import quiet_transformers
 from mergeopt.task import Part
-from tests.bench.turns import ratio, take_turns, where
+from tests.bench.classifiers import EXPERTS, NaiveLoop, problem_over, write_models, write_texts
+from tests.bench.turns import clock, ratio, take_turns, where
 
-SIZES: Mapping[str, Mapping[str, int]] = {
-    "small": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "vocab_size": 8000},
-    "base": {},
-}
 TEXTS: Mapping[Part, tuple[int, int]] = {"search": (16, 125), "report": (4, 25)}
 """How many texts of how many tokens: 2,000 and 100 tokens to score."""
-EXPERTS = 3
-CLASSES = 2
+RACED: Mapping[Part, tuple[int, int]] = {"search": (600, 10)}
+BUDGET = 64  # candidates of the search that races
 
 
 def main() -> None:
     """Measure and print."""
     asked = _arguments()
-    product.PAYS = 0  # compiled at once, not after some candidates
+    with quiet_transformers():
+        raced = _search(asked)
+        product.PAYS = 0  # compiled at once, not after some candidates
+        report = {"size": asked.size, **_candidates(asked), **raced}
+    print(json.dumps(report) if asked.json else "\n".join(f"{name:38} {value}" for name, value in report.items()))
+
+
+def _candidates(asked: argparse.Namespace) -> dict[str, Any]:
+    """Measure candidates that are made and scored in full."""
     device = torch.device(asked.device)
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        problem = _problem(Path(folder), asked)
-        work = _work(problem, Path(folder) / "candidate", asked)
-        seconds = take_turns(work, asked.rounds, device, force=asked.force)
-    report: dict[str, Any] = {"size": asked.size, "parameters": problem.layout.elements, "experts": EXPERTS, "dtype": asked.dtype}
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder), asked.size)
+        write_texts(Path(folder), TEXTS)
+        problem = problem_over(Path(folder), {"search": "search", "report": "report"}, groups="layer", batch=asked.batch, **_options(asked))
+        seconds = take_turns(_work(problem, Path(folder), asked), asked.rounds, device, force=asked.force)
+    report: dict[str, Any] = {"parameters": problem.layout.elements, "experts": EXPERTS, "dtype": asked.dtype}
     for part, (texts, length) in TEXTS.items():
         tokens, batch = texts * length, _batch(part, asked)
-        own = batch / np.median(seconds[f"ours_{part}"])
         report |= {
-            f"candidates_per_second_{tokens}_tokens": round(float(own), 3),
+            f"candidates_per_second_{tokens}_tokens": round(float(batch / np.median(seconds[f"ours_{part}"])), 3),
             f"naive_over_ours_{tokens}_tokens": batch * ratio(seconds, f"naive_{part}", f"ours_{part}"),
             f"disk_over_ours_{tokens}_tokens": batch * ratio(seconds, f"disk_{part}", f"ours_{part}"),
         }
-    report |= {
+    making = {
         "naive_over_ours_making_alone": asked.batch * ratio(seconds, "naive_make", "ours_make"),
         "ours_making_copies": ratio(seconds, "ours_make", "copy") / asked.batch,
-        **where(seconds, device),
+        "naive_making_copies": ratio(seconds, "naive_make", "copy"),
     }
-    print(json.dumps(report) if asked.json else "\n".join(f"{name:38} {value}" for name, value in report.items()))
+    return {**report, **making, **where(seconds, device)}
+
+
+def _options(asked: argparse.Namespace) -> dict[str, Any]:
+    return {"dtype": asked.dtype, "device": asked.device, "threads": asked.threads}
 
 
 def _batch(part: Part, asked: argparse.Namespace) -> int:
@@ -79,8 +87,9 @@ def _work(problem: mo.MergeProblem, folder: Path, asked: argparse.Namespace) -> 
     evaluator = problem.evaluator
     rng = np.random.default_rng(0)
     populations = [[problem.decode(genome) for genome in rng.random((asked.batch, problem.info.space.dim))] for _ in range(2)]
-    naive = _Naive(problem, asked.threads)
-    rows, turn = evaluator.arena.rows, [0]
+    naive, weights = NaiveLoop(folder, problem), [0.2, 0.5, 0.8]
+    row, turn = evaluator.arena.rows[0], [0]
+    spare = torch.empty_like(row)
 
     def ours(count: int) -> list[Any]:
         turn[0] += 1  # so that no call finds its own candidates already there
@@ -91,116 +100,62 @@ def _work(problem: mo.MergeProblem, folder: Path, asked: argparse.Namespace) -> 
             assert outcome.error is None, outcome.error
 
     work: dict[str, Callable[[], object]] = {
-        "copy": lambda: naive.spare.copy_(rows[0]),
+        "copy": lambda: spare.copy_(row),
         "ours_make": lambda: evaluator.make(ours(asked.batch)),
-        "naive_make": naive.load,
+        "naive_make": lambda: naive.load(weights),
     }
     for part in TEXTS:
         work[f"ours_{part}"] = partial(evaluate, part)
-        work[f"naive_{part}"] = partial(naive.resident, part)
-        work[f"disk_{part}"] = partial(naive.from_disk, folder, part)
+        work[f"naive_{part}"] = partial(naive.resident, weights, part)
+        work[f"disk_{part}"] = partial(naive.from_disk, weights, part, folder / "candidate")
     return work
 
 
-class _Naive:
-    """A loop over state dicts, with a resident model, that scores as we do."""
+def _search(asked: argparse.Namespace) -> dict[str, Any]:
+    """Measure a search that races; the naive loop scores the same candidates in full, in between."""
+    now = clock(torch.device(asked.device))
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder), "tiny")
+        write_texts(Path(folder), RACED)
+        problem = problem_over(Path(folder), {"search": "search"}, groups="model", baselines=(), **_options(asked))
+        naive, genomes = NaiveLoop(Path(folder), problem), _genomes(problem)
+        naive.resident(genomes[0], "search")
+        problem.evaluator.make([problem.merged()])
+        values: list[float] = []
+        spent = [0.0]
 
-    def __init__(self, problem: mo.MergeProblem, threads: int) -> None:
-        self._device, self._objective, self._threads = problem.device, problem.objectives[0], threads
-        base, *experts = (Path(path) for path in (problem.pool.base.path, *(e.path for e in problem.pool.experts.values())))
-        self._dtype, self._rng = problem.dtype, np.random.default_rng(1)
-        self._base = self._state(base)
-        self._experts = [self._state(folder) for folder in experts]
-        self._model = self._model_of(base)
-        self.spare = torch.empty_like(problem.evaluator.arena.rows[0])
+        def follow(progress: object) -> None:
+            began = now()
+            if len(values) < BUDGET:
+                values.append(naive.resident(genomes[len(values)], "search"))
+            spent[0] += now() - began
 
-    def _state(self, folder: Path) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self._device, self._dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
-
-    def _model_of(self, folder: Path) -> Any:
-        kind: Any = BertForSequenceClassification
-        return kind.from_pretrained(folder, dtype=self._dtype).to(self._device)
-
-    @torch.no_grad()
-    def load(self) -> Any:
-        """Merge and load into the resident model."""
-        weights = self._rng.random(EXPERTS).tolist()
-        with computing_threads(self._threads):
-            merged = {}
-            for name, base in self._base.items():
-                total = base
-                for weight, expert in zip(weights, self._experts, strict=True):
-                    total = total + weight * (expert[name] - base)
-                merged[name] = total
-            self._model.load_state_dict(merged)
-        return self._model
-
-    def resident(self, part: Part) -> None:
-        """Merge, load into the resident model, and score."""
-        self._score(self.load(), part)
-
-    def from_disk(self, folder: Path, part: Part) -> None:
-        """Merge, write a model folder, load a model of it, and score."""
-        self.load().save_pretrained(folder)
-        self._score(self._model_of(folder), part)
-
-    def _score(self, model: torch.nn.Module, part: Part) -> None:
-        model.eval()
-        with computing_threads(self._threads):
-            self._objective.score(model, part, self._device, {})
+        began = now()
+        run = mo.optimize(problem, "random", budget=BUDGET, batch=BUDGET, racing="halving", out=Path(folder) / "run", progress=follow)
+        seconds = now() - began - spent[0]
+    assert [trial.genome.tolist() for trial in run.trials if trial.genome is not None] == genomes
+    scored, in_full = run.items_scored
+    return {
+        "raced_candidates": len(values),
+        "raced_items": RACED["search"][0],
+        "raced_best": max(trial.scores["search"]["classes"].value for trial in run.trials if trial.ok),
+        "raced_best_of_naive": max(values),
+        "raced_share_of_items": scored / in_full,
+        "naive_over_raced": spent[0] / seconds,
+    }
 
 
-def _problem(folder: Path, asked: argparse.Namespace) -> mo.MergeProblem:
-    make: Any = BertConfig
-    config = make(**SIZES[asked.size], num_labels=CLASSES)
-    classifier: Any = BertForSequenceClassification
-    for index in range(EXPERTS + 1):
-        torch.manual_seed(index)
-        classifier(config).save_pretrained(folder / f"m{index}")
-    task = mo.load("tasks", "text_classification")(
-        data={"path": _texts(folder, config.vocab_size), "search": "search", "report": "report"},
-        tokenizer=_tokenizer(folder, config.vocab_size),
-    )
-    objective = mo.TaskObjective("classes", task, mo.load("metrics", "accuracy")())
-    pool = mo.Pool(folder / "m0", {f"m{index}": folder / f"m{index}" for index in range(1, EXPERTS + 1)})
-    return mo.MergeProblem(
-        pool,
-        "task_arithmetic",
-        [objective],
-        groups="layer",
-        parameters={"weight": {"low": 0.0, "high": 1.0}},
-        dtype=asked.dtype,
-        device=asked.device,
-        batch=asked.batch,
-        threads=asked.threads,
-    )
-
-
-def _tokenizer(folder: Path, vocabulary: int) -> Path:
-    """Write a tokenizer whose words are numbers."""
-    words = Tokenizer(models.WordLevel({str(word): word for word in range(vocabulary)}, unk_token="0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    wrap: Any = PreTrainedTokenizerFast
-    wrap(tokenizer_object=words, pad_token="0").save_pretrained(folder / "words")
-    return folder / "words"
-
-
-def _texts(folder: Path, vocabulary: int) -> str:
-    """Write texts of random words, and return the file."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for part, (texts, length) in TEXTS.items():
-        for index in range(texts):
-            words = " ".join(str(word) for word in rng.integers(1, vocabulary, length))
-            rows.append(json.dumps({"text": words, "label": index % CLASSES, "split": part}))
-    (folder / "texts.jsonl").write_text("\n".join(rows))
-    return str(folder / "texts.jsonl")
+def _genomes(problem: mo.MergeProblem) -> list[list[float]]:
+    """Return the candidates that the search is going to ask for."""
+    strategy = mo.load("strategies", "random")()
+    strategy.setup(problem.info, seed=0, budget=mo.Budget(BUDGET), batch=1)
+    return [candidate.genome.tolist() for candidate in strategy.ask(BUDGET).candidates]
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--size", choices=SIZES, default="small", help="of the models")
+    parser.add_argument("--size", choices=("small", "base"), default="small", help="of the models")
     parser.add_argument("--batch", type=int, default=8, help="candidates made at a time")
     parser.add_argument("--rounds", type=int, default=7, help="turns")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

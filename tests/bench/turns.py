@@ -15,7 +15,7 @@ import torch
 
 from mergeopt.evaluation.device import hardware
 
-__all__ = ["COPY", "SPREAD", "ratio", "take_turns", "where"]
+__all__ = ["COPY", "SPREAD", "clock", "ratio", "take_turns", "where"]
 
 COPY = "copy"
 SPREAD = 0.3  # of the copies' times, beyond which the machine is too busy to measure on
@@ -35,15 +35,15 @@ def take_turns(
         force: measure on a busy machine, too.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    clock = _clock(device)
+    now = clock(device)
     for turn in range(rounds + 1):
         for name, run in work.items():
             _wait(device)
-            start = clock()
+            start = now()
             run()
             _wait(device)
             if turn:
-                seconds[name].append(clock() - start)
+                seconds[name].append(now() - start)
     spread = _spread(seconds[COPY])
     if spread > SPREAD and not force:
         sys.exit(f"too busy to measure: copies differ by {spread:.0%} (more than {SPREAD:.0%}); --force reports anyway")
@@ -60,7 +60,7 @@ def where(seconds: Mapping[str, list[float]], device: torch.device) -> dict[str,
     return {
         "device": hardware(device)["name"],
         "threads": torch.get_num_threads(),
-        "clock": _clock(device).__name__,
+        "clock": clock(device).__name__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "copy_seconds": statistics.median(seconds[COPY]),
         "copy_spread": round(_spread(seconds[COPY]), 3),
@@ -75,7 +75,7 @@ def _spread(values: list[float]) -> float:
     return (high - low) / statistics.median(values)
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def clock(device: torch.device) -> Callable[[], float]:
     return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
