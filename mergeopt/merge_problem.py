@@ -542,9 +542,15 @@ def make_recipe(
         exclude=pool.exclude,
         dtype=str(dtype).removeprefix("torch."),
         carry=pool.carry.owners,
-        heads=None if pool.head_mode == "shared" else Heads(pool.head_mode, pool.head_tensors),
+        heads=_heads(pool),
         statistics=statistics,
     )
+
+
+def _heads(pool: Pool) -> Heads | None:
+    if pool.head_mode == "shared":
+        return None
+    return Heads(pool.head_mode, pool.head_tensors, labels={} if pool.labelled is None else dict(pool.labelled.known))
 
 
 def find_operator(operator: str | MergeOperator | OperatorFactory, variant: str = "paper") -> MergeOperator:

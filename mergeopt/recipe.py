@@ -104,11 +104,18 @@ class Heads:
         mode: `separate`: every expert keeps its own; `by_label`: all become one, with the labels of all.
         tensors: regexes of the names of their tensors; none for the tensors outside the base model.
         written: the expert whose head the model has that this recipe makes; None where that is said later, as of a search's candidates.
+        labels: by label, the labels of every expert in its own order, which say what the rows of its head stand for.
     """
 
     mode: str
     tensors: tuple[str, ...] = ()
     written: str | None = None
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        labels = {"labels": {name: list(own) for name, own in self.labels.items()}} if self.labels else {}
+        return {"mode": self.mode, "tensors": list(self.tensors), "written": self.written, **labels}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +187,7 @@ class Recipe:
         if self.learned is not None:
             more["learned"] = {"path": self.learned.path, "hash": self.learned.hash, "preference": dict(self.learned.preference)}
         if self.heads is not None:
-            more["heads"] = {"mode": self.heads.mode, "tensors": list(self.heads.tensors), "written": self.heads.written}
+            more["heads"] = self.heads.to_json()
         if self.statistics is not None:
             more["statistics"] = {"path": self.statistics.path, "hash": self.statistics.hash}
         return {
@@ -310,7 +317,8 @@ def _heads(data: Mapping[str, Any]) -> Heads:
     experts = [_text(source["name"]) for source in data["experts"]]
     if written is not None and written not in experts:
         raise RecipeError(f"damaged recipe: it writes the head of {written!r}, its experts are {', '.join(experts)}")
-    return Heads(_text(given["mode"]), tuple(_text(pattern) for pattern in given["tensors"]), written)
+    labels = {_text(name): tuple(_text(label) for label in own) for name, own in given.get("labels", {}).items()}
+    return Heads(_text(given["mode"]), tuple(_text(pattern) for pattern in given["tensors"]), written, labels)
 
 
 def _measured(data: Any) -> Measured:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mergeopt.errors import RecipeError
 from mergeopt.lineage import Lineage, Step
-from mergeopt.recipe import Argument, Learned, Recipe, Source, canonical_json, content_hash, ordered_json
+from mergeopt.recipe import Argument, Heads, Learned, Recipe, Source, canonical_json, content_hash, ordered_json
 
 RECIPE = Recipe(
     base=Source("base", "models/base", "b" * 64),
@@ -33,6 +33,8 @@ RECIPE = Recipe(
 
 EVOLVED = replace(RECIPE, lineage=Lineage(("zoe", "ann"), (Step(1, ((0, 0),), 0.5, 1 / 3, 2**63 - 1),)))
 LEARNED = replace(RECIPE, learned=Learned("runs/x/learned/ee", "e" * 64, {"up": 0.25, "down": 0.75}))
+APART = replace(RECIPE, heads=Heads("separate", ("^score", "pooler"), "ann"))
+LABELLED = replace(RECIPE, heads=Heads("by_label", labels={"zoe": ("joy", "fear"), "ann": ("fear",)}))
 
 
 def test_evolved_and_learned_models_are_recipes_too(tmp_path: Path) -> None:
@@ -50,6 +52,18 @@ def test_evolved_and_learned_models_are_recipes_too(tmp_path: Path) -> None:
     assert replace(LEARNED, learned=replace(moved.learned, hash="f" * 64)).key != LEARNED.key
     assert "lineage" not in RECIPE.to_json()
     assert "learned" not in RECIPE.to_json()
+
+
+def test_what_becomes_of_heads_is_in_the_recipe(tmp_path: Path) -> None:
+    """How heads were found, whose is written and what their rows stand for survive a file and are part of the key."""
+    assert "heads" not in RECIPE.to_json()
+    others = [replace(APART, heads=Heads("separate", ("^score", "pooler"), written)) for written in ("zoe", None)]
+    others += [replace(LABELLED, heads=Heads("by_label", labels={"zoe": ("fear", "joy"), "ann": ("fear",)}))]
+    for recipe in (APART, LABELLED, *others):
+        file = tmp_path / "recipe.json"
+        file.write_text(canonical_json(recipe.to_json()))
+        assert Recipe.load(file) == recipe
+    assert len({recipe.key for recipe in (RECIPE, APART, LABELLED, *others)}) == 6
 
 
 def test_json_leads_back(tmp_path: Path) -> None:
@@ -121,6 +135,9 @@ def test_relocation_knows_its_sources() -> None:
         ({"carry": {"tokenizer": None}}, "expected text, got None"),
         ({"lineage": Lineage(("ann", "zoe")).to_json()}, "its lineage is of ann, zoe, its experts are zoe, ann"),
         ({"lineage": None}, "expected a lineage"),
+        ({"heads": {"mode": "separate", "tensors": []}}, "the key 'written' is missing"),
+        ({"heads": {"mode": "separate", "tensors": [], "written": "bob"}}, "it writes the head of 'bob', its experts are zoe, ann"),
+        ({"heads": {"mode": "by_label", "tensors": [], "written": None, "labels": {"zoe": [1]}}}, "expected text, got 1"),
         ({"lineage": {**EVOLVED.to_json()["lineage"], "steps": [[0, [[1, 4]], 0.5, 0.5, 1, "evolver", "parameter"]]}}, "not been made yet"),
         ({"learned": {"path": "x", "hash": "y"}}, "the key 'preference' is missing"),
         ({"learned": {"path": "x", "hash": "y", "preference": {"up": float("nan")}}}, "shares with sum one"),

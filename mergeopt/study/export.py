@@ -170,6 +170,13 @@ def _check_sources(pool: Pool, recipe: Recipe) -> None:
                 f"{source.name} ({checkpoint.path}) is not the model this recipe was made with: content hash {checkpoint.hash[:12]}..., "
                 f"the recipe says {source.hash[:12]}...; name the right one with --map {source.name}=PATH"
             )
+    if pool.labelled is not None and recipe.heads is not None:
+        for name, own in pool.labelled.known.items():
+            if own != recipe.heads.labels.get(name):
+                raise RecipeError(
+                    f"expert {name!r} names its labels {', '.join(own)}, this recipe was made when they were "
+                    f"{', '.join(recipe.heads.labels.get(name, ('not named',)))}; put back id2label in its config.json"
+                )
 
 
 def _architecture(pool: Pool, recipe: Recipe) -> Architecture:

@@ -18,7 +18,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from mergeopt.errors import ConfigError, MismatchError, SourceError
+from mergeopt.errors import ConfigError, MismatchError, RecipeError, SourceError
 from mergeopt.evaluation.objectives import FunctionObjective
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.checkpoint import Checkpoint
@@ -140,6 +140,11 @@ def test_it_is_written_and_made_again(pool: Pool, tmp_path: Path) -> None:
         assert logits(model, None, CPU) == evaluation.scores["f"].value
     merge_recipe(tmp_path / "model/recipe.json", tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()
+    edit_config(Path(pool.experts["sides"].path), id2label={str(place): label for place, label in enumerate(SIDES[::-1])}, label2id=None)
+    with pytest.raises(
+        RecipeError, match="expert 'sides' names its labels pride, joy, calm, anger, this recipe was made when they were anger"
+    ):
+        merge_recipe(tmp_path / "model/recipe.json", tmp_path / "other")
     assert made.encode(recipe).tolist() == pytest.approx(made.info.space.sample(np.random.default_rng(1), 1)[0].tolist())
 
 
