@@ -17,10 +17,11 @@ from mergeopt.cache import cache_folder
 from mergeopt.differentiable import DifferentiableProblem
 from mergeopt.errors import ConfigError, nearest
 from mergeopt.evaluation.coefficients import LearnedCoefficients
-from mergeopt.evaluation.compared_task import ComparedTask, expert_model
+from mergeopt.evaluation.compared_task import ComparedTask
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
 from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.evaluation.expert_logits import expert_model
 from mergeopt.evaluation.footprint import Fit, Footprint
 from mergeopt.evaluation.heats import run_heat
 from mergeopt.evaluation.layer_major import LayerMajor
@@ -326,7 +327,7 @@ class MergeProblem:
         Args:
             folder: where learned sets are kept, by content hash; None to keep them in memory.
         """
-        return ModelGradients(self.evaluator, self._coefficients_to_learn, self._recipe, self.alone, folder)
+        return ModelGradients(self.evaluator, self._coefficients_to_learn, self._recipe, folder)
 
     def merged(self) -> Recipe:
         """Return this problem's merge with equal shares where its weights are searched, and defaults where anything else is.

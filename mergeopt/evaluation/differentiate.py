@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mergeopt.errors import CandidateError, ConfigError, nearest
 from mergeopt.evaluation.coefficients import LearnedCoefficients
 from mergeopt.evaluation.elementwise import chunk
 from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.evaluation.expert_logits import ExpertLogits, expert_model
 from mergeopt.evaluation.materialize import Materializer
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.threads import computing_threads
@@ -33,7 +35,6 @@ from mergeopt.task import DifferentiableTask, Objective, Predictions
 __all__ = ["ModelGradients"]
 
 MakeRecipe = Callable[[MergeOperator, Mapping[str, Argument]], Recipe]
-MOST_LOGITS = 1 << 28  # of an expert on all items, that are kept: a gigabyte per objective
 ROW = 0  # of the candidate arena: the model that is learned
 
 
@@ -45,7 +46,6 @@ class ModelGradients:
         operator: the problem's.
         begin: returns the coefficients to learn, as `MergeProblem` documents it.
         make_recipe: returns the recipe of an operator with arguments.
-        expert_alone: returns the recipe of an expert.
         folder: where learned sets are kept, None to keep them in memory.
     """
 
@@ -54,15 +54,14 @@ class ModelGradients:
         evaluator: Evaluator,
         begin: Callable[[str | None, str, object, float | None], LearnedCoefficients],
         make_recipe: MakeRecipe,
-        expert_alone: Callable[[str], Recipe],
         folder: Path | None,
     ) -> None:
         self._evaluator = evaluator
         self._objectives = {objective.info.name: objective for objective in evaluator.objectives}
-        self._begin, self._make_recipe, self._expert_alone = begin, make_recipe, expert_alone
+        self._begin, self._make_recipe = begin, make_recipe
         self._folder = folder
         self._gradient = torch.zeros(evaluator.layout.size, dtype=evaluator.dtype, device=evaluator.device)
-        self._teachers: dict[str, dict[int, torch.Tensor]] = {}
+        self._teachers: dict[str, ExpertLogits] = {}
 
     @staticmethod
     def needs(layout: Layout, dtype: torch.dtype) -> int:
@@ -269,22 +268,15 @@ class ModelGradients:
                 self._gradient[part] += (2.0 * weight * difference).to(self._gradient)
         return total
 
-    def _teacher(self, objective: Objective, items: Sequence[int]) -> torch.Tensor:
-        """Return the logits of the objective's expert on some items, [n, classes]: computed once each where they fit into memory."""
-        name, task = objective.info.name, _task_of(objective)
-        known = self._teachers.setdefault(name, {})
-        missing = [item for item in items if item not in known]
-        if missing and task is not None:
-            kept = self._evaluator.arena.rows[ROW].clone()
-            model = self._evaluator.model(self._expert_alone(str(objective.info.expert)), self._evaluator.head_of(objective))
-            with torch.no_grad():
-                known |= {item: task.predict(model, "search", [item], self._evaluator.device).logits for item in missing}
-            self._evaluator.arena.rows[ROW].copy_(kept)
-            self._evaluator.forget(ROW)
-        found = torch.cat([known[item] for item in items])
-        if sum(logits.numel() for logits in known.values()) > MOST_LOGITS:
-            known.clear()
-        return found
+    def _teacher(self, objective: Objective, items: Sequence[int]) -> torch.Tensor | None:
+        """Return the logits of the objective's expert on some items, [n, classes]; None for an objective that predicts nothing."""
+        name, task, own = objective.info.name, _task_of(objective), self._evaluator
+        if task is None:
+            return None
+        if name not in self._teachers:
+            model_of = partial(expert_model, own.layout, dtype=own.dtype, device=own.device)
+            self._teachers[name] = ExpertLogits(task, str(objective.info.expert), model_of)
+        return self._teachers[name]("search", items, own.device).to(own.device)
 
 
 def _own(coefficients: Coefficients) -> LearnedCoefficients:

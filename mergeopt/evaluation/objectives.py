@@ -12,7 +12,8 @@ import torch
 
 from mergeopt.batched_task import JudgedTask
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
-from mergeopt.evaluation.compared_task import DIVERGENCE, ComparedTask, ExpertModel
+from mergeopt.evaluation.compared_task import DIVERGENCE, ComparedTask
+from mergeopt.evaluation.expert_logits import ExpertModel
 from mergeopt.evaluation.user_functions import name_of, numbers, source_hash
 from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records, Score, Task
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from mergeopt.batched_task import BatchedTask, JudgedTask
 from mergeopt.errors import ConfigError
-from mergeopt.evaluation import compared_task
+from mergeopt.evaluation import expert_logits
 from mergeopt.evaluation.compared_task import ComparedTask
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.racing import Racing
@@ -107,8 +107,8 @@ def test_an_expert_is_its_own_measure(vit_folders: tuple[Path, dict[str, Path]],
 def test_logits_that_are_too_many_to_keep(vit_folders: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert whose logits take too much memory is asked again with every batch, and the values are the same bits."""
     found = []
-    for most in (compared_task.MOST_LOGITS, 17):
-        monkeypatch.setattr(compared_task, "MOST_LOGITS", most)
+    for most in (expert_logits.MOST_LOGITS, 17):
+        monkeypatch.setattr(expert_logits, "MOST_LOGITS", most)
         problem = MergeProblem(Pool(*vit_folders), "linear", [objective(), objective("e1")], device="cpu")
         found.append([e.scores["kl:e0"].records["kl"].tolist() for _ in "ab" for e in problem.evaluate(problem.baselines(), "search")])
     assert found[0] == found[1]

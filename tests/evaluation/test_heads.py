@@ -25,7 +25,7 @@ from mergeopt.study.weights import make_tensors
 from mergeopt.task import Items, Metric, Objective, Part, Records
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems
-from mergeopt_problems.metrics import Accuracy, CrossEntropy, Entropy
+from mergeopt_problems.metrics import Accuracy, CrossEntropy, Entropy, KlDivergence
 from tests.tiny_models import tiny_vit, write_folder
 
 CPU = torch.device("cpu")
@@ -91,6 +91,17 @@ def test_shared_layers_are_computed_once_with_any_head(folders: tuple[Path, dict
         return [{name: score.value for name, score in evaluation.scores.items()} for evaluation in found]
 
     assert scores(**options) == scores()
+
+
+@pytest.mark.parametrize("mode", ["separate", "by_label"])
+def test_divergence_is_from_the_experts_own_head(folders: tuple[Path, dict[str, Path]], mode: str) -> None:
+    """Wherever its head is, the expert by itself is exactly as far from itself as nothing, and no other candidate is."""
+    objectives = [TaskObjective(name, noise(), KlDivergence(), expert=name) for name in LABELS]
+    made = MergeProblem(Pool(*folders, heads=mode), "task_arithmetic", objectives, device="cpu")
+    proposals = [Proposal(name, recipe=made.alone(name)) for name in LABELS]
+    for proposal, evaluation in zip(proposals, made.evaluate(proposals, "search"), strict=True):
+        assert evaluation.error is None
+        assert {name: score.value == 0.0 for name, score in evaluation.scores.items()} == {name: name == proposal.name for name in LABELS}
 
 
 def first_bias(model: torch.nn.Module, items: Items | None, device: torch.device) -> float:
