@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeopt.differentiable import DifferentiableProblem
-from mergeopt.evaluation.race import Censored, Heat, Race
+from mergeopt.evaluation.censored import Censored
+from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.genomes.space import Space
 from mergeopt.lineage import Lineage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergeopt.evaluation.race import Censored
+from mergeopt.evaluation.censored import Censored
 from mergeopt.task import Score
 
 __all__ = ["Outcome"]

@@ -9,38 +9,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from mergeopt.errors import ConfigError
+from mergeopt.evaluation.censored import Censored
 from mergeopt.evaluation.objectives import TaskObjective
-from mergeopt.evaluation.racing import Racing, beaten_by, rungs
+from mergeopt.evaluation.racing import Racing, beaten_by, evidence_of, most_doubtful, rungs
 from mergeopt.task import ItemMetric, Objective, Records, Score
 
-__all__ = ["ITEM", "Censored", "Heat", "Race", "item_order"]
+__all__ = ["ITEM", "Heat", "Race", "item_order"]
 
 ITEM = "item"
 """Column of partial records that says which items they are of."""
 
 Vector = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Censored:
-    """What is known of a candidate that was dropped before it was scored in full; nothing here is a score of the whole.
-
-    Args:
-        by: number of the trial that beat it.
-        estimates: objective name -> what it would have scored, natural direction: the partial value, moved by how far that trial's own
-            partial value is from its full one. Worse in everything than what beat it.
-        scores: objective name -> value, standard error, items and records of the items that were scored.
-    """
-
-    by: int
-    estimates: Mapping[str, float]
-    scores: Mapping[str, Score]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,16 +58,28 @@ class _Member:
     records: Sequence[Records]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compared:
+    """A candidate beside all members in one objective, on its first `count` items: evidence against it and their leads, [members]."""
+
+    count: int
+    evidence: Vector
+    leads: Vector
+
+
 @dataclass(slots=True, eq=False)
 class _Runner:
     """A candidate in a heat.
 
-    `measured` counts rungs. It is alive until it is scored in full, censored or failed.
+    `counts` is on how many items per pass it was measured, `wanted` on how many it is to be before the next decision. It is alive until
+    it is scored in full, censored or failed.
     """
 
     number: int
     records: list[dict[str, npt.NDArray[np.generic]]]
-    measured: int = 0
+    counts: list[int]
+    wanted: list[int] | None = None
+    compared: list[_Compared] = field(default_factory=list)
     alive: bool = True
     failed: bool = False
     censored: Censored | None = None
@@ -154,21 +151,50 @@ class Race:
         """Return the items of a pass in the order in which candidates meet them."""
         return self._orders[place]
 
-    def rungs(self, candidates: int) -> tuple[int, ...]:
-        """Return after how many items decisions are taken; a task with fewer is then measured in full."""
-        return rungs(self.racing, max(contest.items for contest in self._contests), candidates)
+    def rungs(self, candidates: int, place: int | None = None) -> tuple[int, ...]:
+        """Return after how many items of a pass decisions are taken; of the longest one by default."""
+        items = max(map(len, self._orders)) if place is None else len(self._orders[place])
+        return rungs(self.racing, items, candidates)
 
-    def verdict(self, records: Sequence[Records]) -> Censored | None:
-        """Compare a candidate, by its records per pass so far, with the archive; None while it may belong there.
+    def first(self) -> list[int]:
+        """Return how many items per pass tell enough for a first decision; all of them where there is nobody to be compared with."""
+        return [self.rungs(1, place)[0] if self._members else len(order) for place, order in enumerate(self._orders)]
 
-        The rule is one that compares with the archive.
+    def judge(self, records: Sequence[Records], known: list[_Compared]) -> Censored | list[int]:
+        """Compare a candidate, by its records per pass so far, with the archive.
+
+        Returns what is known of it when it is out, else how many items per pass it is to be measured on before the next decision.
+
+        Args:
+            records: of the candidate.
+            known: what came of comparing it before, per objective; brought up to date.
         """
-        found = [(contest, contest.losses(records[contest.place])) for contest in self._contests]
-        differences = [losses - table[:, : len(losses)] for (_, losses), table in zip(found, self._losses(), strict=True)]
-        by = beaten_by(self.racing, differences, [contest.items for contest in self._contests], [c.span for c in self._contests])
-        if by is None:
-            return None
-        member = self._members[by]
+        counts = [_count(own) for own in records]
+        for place, contest in enumerate(self._contests):
+            if len(known) <= place:
+                known.append(self._compare(place, records))
+            elif known[place].count < counts[contest.place]:
+                known[place] = self._compare(place, records)
+        evidence = np.array([one.evidence for one in known])
+        by = beaten_by(self.racing, evidence)
+        if by is not None:
+            return self._censored(records, self._members[by])
+        whole = [one.count == contest.items for one, contest in zip(known, self._contests, strict=True)]
+        objective = most_doubtful(evidence, np.array([one.leads for one in known]), whole)
+        if objective is None:
+            return [len(order) for order in self._orders]
+        chosen = self._contests[objective].place
+        counts[chosen] = next(count for count in self.rungs(1, chosen) if count > counts[chosen])
+        return counts
+
+    def _compare(self, place: int, records: Sequence[Records]) -> _Compared:
+        contest = self._contests[place]
+        losses = contest.losses(records[contest.place])
+        differences = losses - self._losses()[place][:, : len(losses)]
+        evidence = evidence_of(self.racing, differences, contest.items, contest.span)
+        return _Compared(len(losses), evidence, differences.mean(axis=1))
+
+    def _censored(self, records: Sequence[Records], member: _Member) -> Censored:
         gaps = self.gaps(records, member.records)
         estimates = self.natural(np.array([worse_by(*pair) for pair in zip(member.losses.tolist(), gaps.tolist(), strict=True)]))
         return Censored(member.number, estimates, self.partial(records))
@@ -195,9 +221,8 @@ class Race:
         """Return scores over what was measured so far; their records say which items they are of."""
         scores = {}
         for contest in self._contests:
-            own = records[contest.place]
-            items = self._orders[contest.place][: _count(own)].astype(np.int64)
-            scores[contest.name] = contest.objective.score_records({ITEM: items, **own}, "search")
+            own, order = records[contest.place], self._orders[contest.place]
+            scores[contest.name] = contest.objective.score_records({ITEM: order[: _count(own)].astype(np.int64), **own}, "search")
         return scores
 
     def full(self, records: Sequence[Records]) -> dict[str, Score]:
@@ -254,8 +279,9 @@ class Heat:
 
     def __init__(self, race: Race, numbers: Sequence[int]) -> None:
         self._race = race
-        self._runners = [_Runner(number, [{} for _ in race.passes]) for number in numbers]
-        self._rungs = race.rungs(len(numbers))
+        self._whole = [len(race.order(place)) for place in range(len(race.passes))]
+        self._runners = [_Runner(number, [{} for _ in race.passes], [0 for _ in race.passes]) for number in numbers]
+        self._rungs = race.rungs(len(numbers))  # of candidates that race together
         self._cuts: list[tuple[list[_Runner], list[_Runner]]] = []  # per rung: who went on, and who did not
 
     @property
@@ -270,9 +296,13 @@ class Heat:
 
     def wanted(self, index: int) -> list[list[int]]:
         """Return the items, per pass, that a candidate is to be measured on next."""
-        measured = self._runners[index].measured
-        start, stop = (0, *self._rungs)[measured], self._rungs[measured]
-        return [self._race.order(place)[start:stop].tolist() for place in range(len(self._race.passes))]
+        runner = self._runners[index]
+        if self._race.racing.together:
+            runner.wanted = [next((count for count in self._rungs if count > runner.counts[0]), self._rungs[-1])]
+        elif runner.wanted is None:
+            runner.wanted = self._race.first()
+        pairs = zip(runner.counts, runner.wanted, strict=True)
+        return [self._race.order(place)[start:stop].tolist() for place, (start, stop) in enumerate(pairs)]
 
     def add(self, index: int, records: Sequence[Records]) -> None:
         """Take in what was measured: the records of the items wanted, per pass; of no items, no columns.
@@ -284,7 +314,7 @@ class Heat:
         for own, more in zip(runner.records, records, strict=True):
             for name, column in more.items():
                 own[name] = np.concatenate([own[name], column]) if name in own else np.asarray(column)
-        runner.measured += 1
+        runner.counts = [_count(own) for own in runner.records]
         self._race.check(runner.records)
 
     def fail(self, index: int) -> None:
@@ -297,10 +327,18 @@ class Heat:
             self._cut()
             return
         for runner in self._runners:
-            if runner.alive and runner.measured:
-                runner.alive = runner.measured < len(self._rungs)
-                runner.censored = self._race.verdict(runner.records) if runner.alive else None
-                runner.alive &= runner.censored is None
+            if runner.alive and any(runner.counts):
+                self._judge(runner)
+
+    def _judge(self, runner: _Runner) -> None:
+        if runner.counts == self._whole:
+            runner.alive = False
+            return
+        verdict = self._race.judge(runner.records, runner.compared)
+        if isinstance(verdict, Censored):
+            runner.censored, runner.alive = verdict, False
+        else:
+            runner.wanted = verdict
 
     def finished(self, index: int) -> bool:
         """Whether nothing more is to be known of a candidate."""
@@ -316,7 +354,7 @@ class Heat:
         left = [runner for runner in self._runners if runner.alive]
         while not left and self._cuts:
             left = self._cuts.pop()[1]
-        if left and left[0].measured == len(self._rungs):
+        if left and left[0].counts == self._whole:
             for runner in left:
                 runner.alive = False
             self._place(left)

@@ -1,8 +1,9 @@
 """When a candidate is out of a race: decisions on numbers alone, after the first n of N items in one fixed random order.
 
 A candidate is compared with each fully scored member of the archive by the differences d_i = candidate's loss - member's loss of the same
-items. It is out when for some member the evidence says of every objective that the candidate is worse over all N items; nothing is said
-of how it would compare with a member on some objectives only, so a candidate that might belong to the front stays in.
+items. It is out when for some member the evidence says of every objective that the candidate is worse over all N items; as long as
+that is open in one of them it may belong to the front, and more is measured where least is known. Which objective that is follows from
+what was seen, which none of the rules minds.
 
 `sequential` takes the paired z statistic, with the finite-population factor of sampling without replacement (Cochran 1977, Sampling
 Techniques, eq. 2.20): z = mean(d) / sqrt(var(d) / n * (1 - n / N)). Looking several times at z = 3 is no exact level.
@@ -34,7 +35,7 @@ import numpy.typing as npt
 
 from mergeopt.errors import ConfigError, nearest
 
-__all__ = ["Racing", "Rule", "beaten_by", "log_capitals", "rungs", "z_scores"]
+__all__ = ["Racing", "Rule", "beaten_by", "evidence_of", "log_capitals", "most_doubtful", "rungs", "z_scores"]
 
 Rule = Literal["sequential", "anytime", "halving"]
 Vector = npt.NDArray[np.float64]
@@ -141,34 +142,57 @@ def rungs(racing: Racing, items: int, candidates: int = 1) -> tuple[int, ...]:
     return (*sorted({count for count in counts if count < items}), items)
 
 
-def beaten_by(racing: Racing, differences: Sequence[Vector], items: Sequence[int], spans: Sequence[float]) -> int | None:
-    """Return the member that the evidence says a candidate is dominated by, None while there is not enough.
+def evidence_of(racing: Racing, differences: Vector, items: int, span: float) -> Vector:
+    """Return how much says that a candidate is worse than each member in one objective, [members]: z, or log K.
 
     Args:
         racing: `sequential` or `anytime`.
-        differences: per objective, candidate's loss - member's loss, [members, n], in the order of the race; n may differ.
-        items: per objective, how many there are in all.
-        spans: per objective, largest minus smallest loss that an item can have; `anytime` needs it.
+        differences: candidate's loss - member's loss, [members, n], in the order of the race.
+        items: how many there are in all.
+        span: largest minus smallest loss that an item can have; `anytime` needs it.
     """
-    if not len(differences[0]):
+    return z_scores(differences, items) if racing.rule == "sequential" else log_capitals(differences / span, items)
+
+
+def beaten_by(racing: Racing, evidence: Vector) -> int | None:
+    """Return the member that the evidence [objectives, members] says a candidate is dominated by, None while there is not enough."""
+    if not evidence.shape[1]:
         return None
+    least = evidence.min(axis=0)
     if racing.rule == "sequential":
-        evidence = np.min([z_scores(d, n) for d, n in zip(differences, items, strict=True)], axis=0)
-        enough = evidence.max() > racing.z
+        enough = least.max() > racing.z
     else:
-        evidence = np.min([log_capitals(d / span, n) for d, n, span in zip(differences, items, spans, strict=True)], axis=0)
-        enough = np.logaddexp.reduce(evidence) - math.log(len(evidence)) >= -math.log(racing.alpha)
-    return int(np.argmax(evidence)) if enough else None
+        enough = np.logaddexp.reduce(least) - math.log(len(least)) >= -math.log(racing.alpha)
+    return int(np.argmax(least)) if enough else None
+
+
+def most_doubtful(evidence: Vector, leads: Vector, whole: Sequence[bool]) -> int | None:
+    """Return the objective to measure more of a candidate: where least says that the member likeliest to beat it does.
+
+    None when no member can beat it any more, whatever the items left say.
+
+    Args:
+        evidence: [objectives, members].
+        leads: by how much each member is better so far, mean differences [objectives, members].
+        whole: per objective, whether all items were measured.
+    """
+    done = np.asarray(whole)
+    may = (leads[done] > 0.0).all(axis=0)
+    if done.all() or not may.any():
+        return None
+    likeliest = int(np.argmax(np.where(may, evidence.min(axis=0), -np.inf)))
+    return int(np.argmin(np.where(done, np.inf, evidence[:, likeliest])))
 
 
 def z_scores(differences: Vector, items: int) -> Vector:
-    """Return mean over standard error of differences [members, n] drawn without replacement from so many items, n >= 2; [members].
+    """Return mean over standard error of differences [members, n] drawn without replacement from so many items; [members].
 
     Where differences do not vary, or all items are there, it is infinite with the sign of their mean; 0 where that is 0.
     """
     n = differences.shape[1]
     mean = differences.mean(axis=1)
-    error = np.sqrt(differences.var(axis=1, ddof=1) / n * (1.0 - n / items))
+    variance = differences.var(axis=1, ddof=1) if n > 1 else np.zeros_like(mean)
+    error = np.sqrt(variance / n * (1.0 - n / items))
     scores: Vector = np.where(mean == 0.0, 0.0, np.copysign(np.inf, mean))
     np.divide(mean, error, out=scores, where=error > 0.0)
     return scores

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeopt.errors import StoreError
-from mergeopt.evaluation.race import Censored
+from mergeopt.evaluation.censored import Censored
 from mergeopt.problem import Evaluation
 from mergeopt.recipe import ordered_json
 from mergeopt.strategy import State, Status

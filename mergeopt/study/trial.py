@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergeopt.errors import StoreError
-from mergeopt.evaluation.race import Censored
+from mergeopt.evaluation.censored import Censored
 from mergeopt.problem import Proposal
 from mergeopt.recipe import Recipe
 from mergeopt.strategy import Status

@@ -141,7 +141,12 @@ def measure(group: Mapping[str, Table], names: Sequence[Sequence[str]], racing: 
             improving.append(replay(tables, racing, None, batch)[0])
     report = {"saved": _overall(saved), "saved_least": round(min(saved), 2)}
     if improving:
-        return {**report, "saved_improving": _overall(improving), "regret": round(float(np.mean(regrets)), 4), "regret_most": max(regrets)}
+        return {
+            **report,
+            "saved_improving": _overall(improving),
+            "regret": round(float(np.mean(regrets)), 4),
+            "regret_most": round(max(regrets), 4),
+        }
     return {**report, "lost": lost, "of": fronts}
 
 
@@ -161,7 +166,7 @@ def main() -> None:
     """Replay everything and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--orders", type=int, default=3, help="random orders of candidates")
+    parser.add_argument("--orders", type=int, default=2, help="random orders of candidates")
     asked = parser.parse_args()
     began = time.process_time()
     report: dict[str, Any] = {name: _all_rules(read_table(name), SETS, asked.orders) for name in ("spread", "close")}

@@ -37,8 +37,8 @@ class Pictures(ImageTask):
         self.broken = broken
 
     def records(self, model: torch.nn.Module, part: Part, device: torch.device, items: Sequence[int] | None = None) -> Records:
-        if self.broken and items is not None and len(self.asked) > 30:
-            raise KeyError("out of questions")
+        if self.broken and items is not None and len(items) < COUNT:
+            raise KeyError("too few questions")
         self.asked += range(len(self.items(part))) if items is None else items
         return super().records(model, part, device, items)
 
@@ -116,8 +116,10 @@ def test_each_item_is_asked_once_and_tasks_are_shared(vit_folders: Folders) -> N
 def test_what_a_task_raises_is_a_failure_of_the_candidate(vit_folders: Folders) -> None:
     """A task that raises amid a race fails the candidate with its reason, and the race goes on."""
     task = Pictures(1, broken=True)
-    outcomes = raced(made(vit_folders, mo.TaskObjective("loss", task, CrossEntropy())), Racing("sequential", first=20), count=2)
-    assert [outcome.error for outcome in outcomes] == ["objective 'loss' raised KeyError: 'out of questions'"] * 2
+    outcomes = raced(made(vit_folders, mo.TaskObjective("loss", task, CrossEntropy())), Racing("sequential", first=20), count=3)
+    reason = "objective 'loss' raised KeyError: 'too few questions'"
+    assert [outcome.error for outcome in outcomes] == [None, reason, reason]  # with nobody to race against, all are asked at once
+    assert outcomes[0].scores["loss"].items == COUNT
 
 
 def test_a_loss_that_is_not_finite_is_a_failure(vit_folders: Folders) -> None:
@@ -128,8 +130,10 @@ def test_a_loss_that_is_not_finite_is_a_failure(vit_folders: Folders) -> None:
             found = super().records(model, part, device, items)
             return {**found, "loss": np.where(found["loss"] > np.median(found["loss"]), np.inf, found["loss"])}
 
-    (outcome,) = raced(made(vit_folders, mo.TaskObjective("loss", Overflowing(1), CrossEntropy())), Racing("sequential", first=20), count=1)
-    assert outcome.error == "objective 'loss': cross_entropy over 20 items of the search part is inf, not a finite number"
+    outcome, _ = raced(
+        made(vit_folders, mo.TaskObjective("loss", Overflowing(1), CrossEntropy())), Racing("halving", first=10), count=2, together=2
+    )
+    assert outcome.error == "objective 'loss': cross_entropy over 30 items of the search part is inf, not a finite number"
 
 
 @pytest.mark.parametrize("rule", ["sequential", "anytime"])

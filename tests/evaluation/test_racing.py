@@ -5,14 +5,28 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergeopt.errors import ConfigError
-from mergeopt.evaluation.racing import Racing, beaten_by, log_capitals, rungs, z_scores
+from mergeopt.evaluation.racing import Racing, beaten_by, evidence_of, log_capitals, most_doubtful, rungs, z_scores
 
 NOWHERE = np.empty((0, 10))
+Differences = list[npt.NDArray[np.float64]]
+
+
+def out(racing: Racing, differences: Differences, items: int) -> int | None:
+    """Return who beats a candidate, in objectives of so many items that span 1."""
+    return beaten_by(racing, np.array([evidence_of(racing, d, items, 1.0) for d in differences]))
+
+
+def doubtful(racing: Racing, differences: Differences, items: list[int]) -> int | None:
+    """Return the objective that is measured next, with so many items per objective."""
+    evidence = np.array([evidence_of(racing, d, count, 1.0) for d, count in zip(differences, items, strict=True)])
+    whole = [d.shape[1] == count for d, count in zip(differences, items, strict=True)]
+    return most_doubtful(evidence, np.array([d.mean(axis=1) for d in differences]), whole)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +138,7 @@ def test_the_error_of_anytime_holds_against_many_members() -> None:
         order = rng.permutation(items)
         ties = rng.permuted(np.tile(equal, (members, 1)), axis=1)[:, order]
         looks = rungs(racing, items)[:-1]
-        dropped += any(beaten_by(racing, [better[:, order[:n]], ties[:, :n]], [items, items], [1.0, 1.0]) is not None for n in looks)
+        dropped += any(out(racing, [better[:, order[:n]], ties[:, :n]], items) is not None for n in looks)
     assert dropped / 300 <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / 300)
 
 
@@ -134,10 +148,10 @@ def test_dropping_needs_one_member_better_in_everything(racing: Racing) -> None:
     worse, better = np.ones(60), -np.ones(60)
     noise = np.random.default_rng(4).choice([0.0, 1.0], size=60)
     one = [np.array([worse * noise, better * noise]), np.array([better * noise, worse * noise])]
-    assert beaten_by(racing, one, [500, 500], [1.0, 1.0]) is None
+    assert out(racing, one, 500) is None
     both = [np.vstack([one[0], worse * noise]), np.vstack([one[1], worse * noise])]
-    assert beaten_by(racing, both, [500, 500], [1.0, 1.0]) == 2
-    assert beaten_by(racing, [NOWHERE, NOWHERE], [500, 500], [1.0, 1.0]) is None
+    assert out(racing, both, 500) == 2
+    assert out(racing, [NOWHERE, NOWHERE], 500) is None
 
 
 @settings(max_examples=50)
@@ -147,4 +161,27 @@ def test_nobody_is_beaten_by_an_equal(seed: int, rule: str) -> None:
     racing = Racing("sequential" if rule == "sequential" else "anytime")
     d = np.random.default_rng(seed).choice([-1.0, 0.0, 0.0, 0.5], size=(3, 50))
     d[1] = 0.0
-    assert beaten_by(racing, [d], [200], [1.0]) is None
+    assert out(racing, [d], 200) is None
+
+
+@pytest.mark.parametrize("racing", [Racing("sequential"), Racing("anytime")])
+def test_more_is_measured_where_least_is_known(racing: Racing) -> None:
+    """Of the member likeliest to dominate a candidate, the objective with the least evidence is next; one measured in full never is."""
+    rng = np.random.default_rng(5)
+    clear, faint = rng.choice([0.0, 1.0], size=60, p=[0.2, 0.8]), rng.choice([-1.0, 0.0, 1.0], size=60, p=[0.1, 0.6, 0.3])
+    hopeless = -clear
+    differences = [np.array([clear, hopeless]), np.array([faint, faint])]
+    assert doubtful(racing, differences, [500, 500]) == 1
+    assert doubtful(racing, differences, [500, 60]) == 0
+
+
+@pytest.mark.parametrize("racing", [Racing("sequential"), Racing("anytime")])
+def test_who_cannot_be_beaten_is_measured_to_the_end(racing: Racing) -> None:
+    """Where every member is no better in an objective that was measured in full, nothing is left to decide."""
+    better, worse = np.full((1, 60), -1.0), np.full((1, 60), 1.0)
+    for differences in ([better, worse], [np.zeros((1, 60)), worse]):
+        assert doubtful(racing, differences, [60, 500]) is None
+    both = [np.vstack([better, worse]), np.vstack([worse, worse * 0.0])]
+    assert doubtful(racing, both, [60, 500]) == 1
+    nobody: Differences = [NOWHERE, NOWHERE]
+    assert doubtful(racing, nobody, [500, 500]) is None

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from mergeopt.errors import CandidateError
+from mergeopt.evaluation.censored import Censored
 from mergeopt.evaluation.objectives import TaskObjective
-from mergeopt.evaluation.race import Censored, Heat, Race
+from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.genomes.space import Float, Space
 from mergeopt.problem import Evaluation, ProblemInfo, Proposal

@@ -12,6 +12,7 @@ import pytest
 from mergeopt.errors import ConfigError, StoreError
 from mergeopt.evaluation.race import ITEM
 from mergeopt.evaluation.racing import Racing
+from mergeopt.problem import Proposal
 from mergeopt.report.summary import summarise
 from mergeopt.report.table import verdict
 from mergeopt.strategy import Status
@@ -198,3 +199,14 @@ def test_what_cannot_be_raced_is_refused(tmp_path: Path) -> None:
     optimize(Quiz(), Climber(), budget=4, out=tmp_path, racing="sequential")
     with pytest.raises(StoreError, match="begun with another racing"):
         optimize(Quiz(), Climber(), budget=8, out=tmp_path, racing="anytime", resume=True)
+
+
+def test_starting_points_are_scored_in_full_and_race_against_others(tmp_path: Path) -> None:
+    """A poor starting point behind a good one is scored in full, and the good one drops a poor candidate that is asked for."""
+    good, poor = np.full(3, 0.25), np.array([1.0, 0.0, 1.0])
+    points = [Proposal("good", good), Proposal("poor", poor)]
+    run = optimize(Quiz(1), Listed([poor * 0.99]), budget=3, init=points, out=tmp_path, racing="sequential")
+    first, second, asked = run.trials[-3:]
+    assert (first.ok, second.ok, asked.ok) == (True, True, False)
+    assert asked.censored is not None
+    assert asked.censored.by == first.number
