@@ -168,7 +168,9 @@ class PrefixCache:
             stages = find_stages(model, call)
             self._trees[kind] = None if stages is None else _Tree(stages, names)
             if stages is None:
-                log.warning("%s cannot be cut at its layers, so nothing is reused between candidates", type(model).__name__)
+                log.warning(
+                    "%s cannot be cut at its layers in one kind of pass, which runs whole for every candidate", type(model).__name__
+                )
         return self._trees[kind]
 
     def find(self, tree: _Tree, candidate: Identity, inputs: bytes) -> State | None:
