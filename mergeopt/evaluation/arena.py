@@ -30,7 +30,7 @@ class DeltaArena:
 
     def __init__(self, rows: int, layout: Layout, device: torch.device, folder: Path | None = None) -> None:
         if folder is None:
-            self.rows = self.writable = torch.zeros((rows, layout.size), dtype=torch.float32, device=device)
+            self.rows = self.writable = _zeros(rows, layout.size, torch.float32, device)
         else:
             file = StackFile(rows, layout.size, folder)
             self.rows, self.writable = file.reader, file.writer

@@ -117,6 +117,8 @@ def _exact() -> dict[str, Any]:
 
 def detached(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor over the same memory that is nobody's view: one drags what it is a view of into the conditions of compiled code."""
+    if tensor._base is None and not tensor.storage_offset() and not tensor.is_inference():
+        return tensor
     with torch.inference_mode(False):
         return from_dlpack(tensor)
 

@@ -18,6 +18,7 @@ import torch
 
 from mergeopt.errors import CandidateError
 from mergeopt.evaluation.arena import DeltaArena
+from mergeopt.evaluation.compiled import detached
 from mergeopt.evaluation.elementwise import chunk, run
 from mergeopt.evaluation.product import product
 from mergeopt.genomes.coefficients import ParameterValues
@@ -120,6 +121,7 @@ class Materializer:
         self.layout, self.operator, self.device = layout, operator, device
         self._states: list[Hashable] = [None] * len(layout.segments)
         self._known: dict[str, list[Cell]] = {}
+        self._spans: dict[tuple[int, int], torch.Tensor] = {}
         if sources is not None:
             self.rows = sources[1 - (operator.expert_rows or 0) :]
             return
@@ -157,17 +159,28 @@ class Materializer:
         for start in range(0, len(candidates), CHUNK):
             for indices, arguments_at in _alike(candidates[start : start + CHUNK], self.device):
                 rows = [start + index for index in indices]
+                todo: list[tuple[Plan, list[int], list[Run]]] = []
+                # All plans first: between passes over memory that empty the caches, lowering takes four times as long.
                 for number, (state, runs) in enumerate(cells):
                     plan = self.operator.lower(state, arguments_at(runs[0].tensor))
                     check_plan(plan, len(rows), len(self.rows), self.operator.name)
                     _note(plan, rows, errors)
-                    for part, where in _unwritten(plan, rows, [known[row] for row in rows], cells, number):
-                        for span in runs:
-                            _execute(part, self.rows[:, span.start : span.end], out, where, span.start, errors)
+                    unwritten = _unwritten(plan, rows, [known[row] for row in rows], cells, number)
+                    todo += [(part, where, runs) for part, where in unwritten]
+                for part, where, runs in todo:
+                    for span in runs:
+                        _execute(part, self._rows_of(span), out, where, span.start, errors)
         for content, error in zip(known, errors, strict=True):
             if error is not None:
                 content.forget()  # so that what is wrong is found again
         return errors
+
+    def _rows_of(self, span: Run) -> torch.Tensor:
+        """Return the rows of neighbouring tensors, as compiled code wants them; kept, since making them so takes longer than some runs."""
+        place = (span.start, span.end)
+        if place not in self._spans:
+            self._spans[place] = detached(self.rows[:, span.start : span.end])
+        return self._spans[place]
 
     def cells(self, like: Values) -> list[Cell]:
         """Return the tensors that share plans for candidates with these groupings: the state `prepare` left, and where they lie."""

@@ -66,11 +66,12 @@ class MagnitudeOrder:
         Args:
             ranks: r, whole numbers from 0 to S, [N, K].
         """
-        count = ranks.to(torch.int64).T
-        last = self.order.gather(1, (count - 1).clamp(min=0)).to(torch.int64)
-        least = torch.where(count > 0, self.tau.gather(1, last).abs(), torch.inf).T.contiguous()
-        before = torch.where(count > 0, last + 1, 0).T.to(torch.int32).contiguous()
-        return least, torch.nextafter(least, torch.full_like(least, torch.inf)), before
+        count = ranks.to(torch.int64)
+        none, row = count == 0, torch.arange(len(self.tau), device=count.device)
+        last = self.order[row, (count - 1).clamp_(min=0)]
+        least = self.tau[row, last].abs_().masked_fill_(none, torch.inf)
+        above = (least.view(torch.int32) + 1).view(torch.float32).masked_fill_(none, torch.inf)
+        return least, above, (last + 1).masked_fill_(none, 0)
 
 
 def within(tau: torch.Tensor, index: torch.Tensor, cut: Sequence[torch.Tensor]) -> torch.Tensor:
