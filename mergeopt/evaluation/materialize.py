@@ -167,9 +167,14 @@ class Materializer:
                     _note(plan, rows, errors)
                     unwritten = _unwritten(plan, rows, [known[row] for row in rows], cells, number)
                     todo += [(part, where, runs) for part, where in unwritten]
-                for part, where, runs in todo:
-                    for span in runs:
-                        _execute(part, self._rows_of(span), out, where, span.start, errors)
+                try:
+                    for part, where, runs in todo:
+                        for span in runs:
+                            _execute(part, self._rows_of(span), out, where, span.start, errors)
+                except BaseException:  # interrupted, or out of memory: not all that is noted as written is
+                    for content in known:
+                        content.forget()
+                    raise
         for content, error in zip(known, errors, strict=True):
             if error is not None:
                 content.forget()  # so that what is wrong is found again

@@ -20,13 +20,22 @@ Array = npt.NDArray[np.float64]
 Tensors = Mapping[str, torch.Tensor]
 
 
-def error(problem: mo.MergeProblem, recipe: Recipe, resident: Sequence[Tensors]) -> float:
-    """Return ||out - reference|| / ||reference|| over all merged weights of one candidate, made in the first row of the arena."""
+def error(problem: mo.MergeProblem, recipe: Recipe, resident: Sequence[Tensors], *, largest: int | None = None) -> float:
+    """Return ||out - reference|| / ||reference|| of one candidate, made in the first row of the arena.
+
+    Args:
+        problem: makes it.
+        recipe: the candidate.
+        resident: tensors of base and experts.
+        largest: tensors of more elements are left out.
+    """
     problem.evaluator.make([recipe])
     operator = problem.evaluator.find_operator(recipe.operator, recipe.variant)
     spread = {name: (v.param.kind, v.spread()) for name, v in problem.evaluator.values(operator, recipe).items()}
     off, norm = 0.0, 0.0
     for index, segment in enumerate(problem.layout.segments):
+        if largest is not None and segment.end - segment.start > largest:
+            continue
         values = {name: value if kind == "choice" else np.asarray(value)[index] for name, (kind, value) in spread.items()}
         base, *experts = (tensors[segment.name].double().cpu().numpy() for tensors in resident)
         expected = reference(f"{recipe.operator}:{recipe.variant}", base, np.stack(experts), values, segment.name).reshape(-1)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergeopt.evaluation.materialize import Materializer, Values, stream
-from mergeopt.genomes.coefficients import CoefficientSpace, parameter_values
+from mergeopt.evaluation.materialize import Contents, Materializer, Values, stream
+from mergeopt.genomes.coefficients import CoefficientSpace, ParameterValues, parameter_values
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
@@ -111,3 +111,44 @@ def test_padding_stays_zero(layout: Layout) -> None:
         used[segment.start : segment.end] = True
     assert not used.all()
     assert (out[0, ~used] == 0).all()
+
+
+def test_only_tensors_whose_thresholds_or_weights_change_are_made_again(layout: Layout) -> None:
+    """An elementwise rule writes the tensors of a layer whose density changed, to the bits of a fresh row, and leaves the others alone."""
+    operator = Ties()
+    searched = {"weight": {"low": 0.0, "high": 1.5}, "density": {"low": 0.1, "high": 0.9}}
+    chosen = CoefficientSpace(operator, searched, layout.pool.names, EXPERTS, groups="layer")
+    before = chosen.space.sample(np.random.default_rng(0), 1)[0]
+    after = before.copy()
+    after[-1] = 1.0 - after[-1]  # the density of one expert in the last layer
+    first, second = (values(layout, operator, chosen, genome) for genome in (before, after))
+    materializer, contents, row = Materializer(layout, operator, first, CPU), [Contents()], torch.zeros(1, layout.size)
+    assert materializer([first], row, contents) == [None]
+    untouched = row.clone()
+    row.fill_(7.0)  # unknown to the materializer: what it does not write stays
+    assert materializer([second], row, contents) == [None]
+    fresh = torch.zeros(1, layout.size)
+    materializer([second], fresh)
+    written = [not bool((row[0, s.start : s.end] == 7.0).all()) for s in layout.segments]
+    layers = [segment.layer for segment in layout.segments]
+    assert {layer for layer, made in zip(layers, written, strict=True) if made} == {layers[-1]}
+    assert all(made == (layer == layers[-1]) for layer, made in zip(layers, written, strict=True))
+    for segment, made in zip(layout.segments, written, strict=True):
+        place = slice(segment.start, segment.end)
+        assert torch.equal(fresh[0, place], row[0, place] if made else untouched[0, place])
+
+
+def test_what_overflows_is_told_every_time(layout: Layout) -> None:
+    """A candidate whose weights are not finite is reported, again when it comes again, and the next one in its row is whole."""
+    operator = Ties("mergekit")
+    chosen = CoefficientSpace(operator, {"weight": {"low": 0.0, "high": 1.0}}, layout.pool.names, EXPERTS, groups="model")
+    good = values(layout, operator, chosen, [0.3, 0.4, 0.5, 0.6])
+    scale = good["scale"]
+    bad = {**good, "scale": ParameterValues(scale.param, scale.grouping, scale.static, np.full_like(scale.values, 1e39))}
+    materializer, contents, row = Materializer(layout, operator, good, CPU), [Contents()], torch.zeros(1, layout.size)
+    for _ in range(2):
+        assert materializer([bad], row, contents) == ["the merged weights are not finite"]
+    assert materializer([good], row, contents) == [None]
+    fresh = torch.zeros(1, layout.size)
+    materializer([good], fresh)
+    assert torch.equal(row, fresh)
