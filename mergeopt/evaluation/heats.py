@@ -50,7 +50,7 @@ class _Seats:
 
     def __init__(self, evaluator: Evaluator, recipes: Sequence[Recipe], recall: Recall[list[Records]] | None) -> None:
         self._evaluator, self._recipes, self._recall = evaluator, recipes, recall
-        self._start: int | None = None
+        self._rows: dict[int, int] = {}
         self.errors: list[str | None] = [None] * len(recipes)
         self._make, self._score, self._passes = [0.0] * len(recipes), [0.0] * len(recipes), [0] * len(recipes)
 
@@ -58,7 +58,7 @@ class _Seats:
         """Measure a recipe on what the heat wants of it, or note why it cannot be; with fewer in memory where that is short."""
         shortage: Shortage | None = Shortage("")
         while shortage is not None:
-            row = self._take(index)
+            row = self._take(index, heat)
             began = time.perf_counter()
             shortage = self._measured(index, row, heat) if self.errors[index] is None else None
             self._score[index] += time.perf_counter() - began
@@ -96,24 +96,21 @@ class _Seats:
         return found
 
     def _fewer(self, shortage: Shortage) -> bool:
-        self._start = None
+        self._rows = {}
         return self._evaluator.shrink(shortage)
 
-    def _take(self, index: int) -> int:
-        """Have a recipe in the arena and return its row."""
-        while True:
-            size = self._evaluator.arena.candidates
-            start = index - index % size
-            if start == self._start:
-                return index - start
+    def _take(self, index: int, heat: Heat) -> int:
+        """Have a recipe in the arena, with the next of those that are left, and return its row."""
+        while index not in self._rows:
             began = time.perf_counter()
-            batch = range(start, min(start + size, len(self._recipes)))
+            batch = [other for other in heat.left if other >= index][: self._evaluator.arena.candidates]
             errors = self._evaluator.try_make([self._recipes[other] for other in batch])
             if isinstance(errors, Shortage):
                 if self._fewer(errors):
                     continue
                 errors = [f"there is not enough memory to make it: {errors.said}"]
-            self._start = start
+            self._rows = {other: row for row, other in enumerate(batch)}
             for other, error in zip(batch, errors, strict=True):
                 self.errors[other] = self.errors[other] or error
                 self._make[other] += (time.perf_counter() - began) / len(batch)
+        return self._rows[index]

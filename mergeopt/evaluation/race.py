@@ -289,10 +289,14 @@ class Heat:
         """One objective per pass over data: its task is what is run."""
         return self._race.passes
 
+    @property
+    def left(self) -> list[int]:
+        """Who is neither out nor measured in full, in order."""
+        return [index for index, runner in enumerate(self._runners) if runner.alive]
+
     def todo(self) -> list[int]:
         """Return who is to be measured next: all that are left where they race together, else the first of them."""
-        left = [index for index, runner in enumerate(self._runners) if runner.alive]
-        return left if self._race.racing.together else left[:1]
+        return self.left if self._race.racing.together else self.left[:1]
 
     def wanted(self, index: int) -> list[list[int]]:
         """Return the items, per pass, that a candidate is to be measured on next."""
