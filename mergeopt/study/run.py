@@ -446,13 +446,23 @@ def _describe(problem: Problem, strategy: Strategy, *, seed: int, batch: int, he
         },
         "provenance": dict(problem.provenance()),
         "config": given,
-        "warnings": list(getattr(problem, "warnings", ())),
+        "warnings": [*getattr(problem, "warnings", ()), *_stale(problem, strategy)],
     }
     try:
         described: Header = json.loads(ordered_json(data))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the header and the problem's provenance must be JSON-able: {error}") from error
     return described
+
+
+def _stale(problem: Problem, strategy: Strategy) -> list[str]:
+    """Say so where members that evolve are merged with what was measured of the experts they began as."""
+    if not isinstance(problem, MergeProblem) or "members" not in strategy.info.needs or not problem.operator.requires.statistics:
+        return []
+    rule = problem.operator.name
+    return [
+        f"members that evolve are merged by {rule!r} with what was measured of the experts they began as; it grows stale as they change"
+    ]
 
 
 def _check(problem: Problem, strategy: Strategy, *, budget: Budget, seed: int, batch: int, init: Sequence[Proposal]) -> None:

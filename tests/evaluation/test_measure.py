@@ -27,6 +27,7 @@ from mergeopt.models.pool import Pool
 from mergeopt.problem import Proposal
 from mergeopt.recipe import Recipe
 from mergeopt.statistics import ExpertStatistics
+from mergeopt.study.run import optimize
 from mergeopt.study.weights import make_tensors
 from mergeopt.task import Objective
 from mergeopt_problems.image_classification import ImageTask
@@ -242,6 +243,18 @@ def test_members_that_evolved_take_the_experts_statistics(make: Make, operator: 
     tensors = dict(make_tensors(problem.pool, recipe))
     for segment in problem.layout.segments:
         assert torch.equal(tensors[segment.name], row[segment.start : segment.end].view(segment.shape)), segment.name
+
+
+def test_a_run_says_that_statistics_grow_stale(make: Make, tmp_path: Path) -> None:
+    """A run that evolves members before it merges them stores a warning, and its recipes hold lineage and statistics; others do not."""
+    problem = make("fisher")
+    run = optimize(problem, "evolver-joint", budget=3, out=tmp_path / "evolved")
+    assert [warning for warning in run.warnings if "it grows stale as they change" in warning] != []
+    evolved = [trial.recipe for trial in run.trials if trial.recipe is not None and trial.recipe.lineage is not None]
+    assert evolved
+    assert all(recipe.statistics == problem.merged().statistics for recipe in evolved)
+    plain = optimize(make("fisher"), "random", budget=2, out=tmp_path / "plain")
+    assert not any("stale" in warning for warning in plain.warnings)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
