@@ -125,8 +125,8 @@ class DifferentiableTask(Task, Protocol):
 class Metric(Protocol):
     """Makes one number of per-item records.
 
-    A decomposable metric is the mean of a per-item value: it can be raced and its standard error is that of a mean. Any other is a
-    function of all records together; its standard error is bootstrapped or found by the delta method.
+    A decomposable metric is the mean of a per-item value, and its standard error is that of a mean. Any other is a function of all records
+    together; its standard error is bootstrapped or found by the delta method. Whether candidates can be raced by it, `ItemMetric` says.
     """
 
     name: str

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.censored import Censored
+from mergeopt.evaluation.contest import Contest
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.racing import Racing, beaten_by, evidence_of, most_doubtful, rungs
 from mergeopt.task import ItemMetric, Objective, Records, Score
@@ -26,27 +27,6 @@ ITEM = "item"
 """Column of partial records that says which items they are of."""
 
 Vector = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Contest:
-    """One objective in a race: by which pass over data it is measured, its number of items, and +1 where less is better, else -1."""
-
-    name: str
-    objective: TaskObjective
-    metric: ItemMetric
-    place: int
-    items: int
-    sign: float
-    span: float
-
-    def losses(self, records: Records) -> Vector:
-        """Return per-item losses."""
-        return self.sign * np.asarray(self.metric.values(records), dtype=np.float64)
-
-    def loss(self, records: Records) -> float:
-        """Return the aggregate over some items, as a loss."""
-        return self.sign * float(self.metric.aggregate(records))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,9 +185,10 @@ class Race:
         return self.losses(records) - self.losses(same)
 
     def check(self, records: Sequence[Records]) -> None:
-        """Raise `CandidateError` when an aggregate over what was measured so far is not finite."""
-        if not np.isfinite(self.losses(records)).all():
-            self.partial(records)
+        """Raise `CandidateError` when an objective cannot be told from what was measured so far, or is not finite."""
+        for contest in self._contests:
+            contest.check(records[contest.place])
+        self.partial(records)
 
     def losses(self, records: Sequence[Records]) -> Vector:
         """Return the aggregates over what was measured so far, as losses [m]."""
@@ -222,14 +203,14 @@ class Race:
         scores = {}
         for contest in self._contests:
             own, order = records[contest.place], self._orders[contest.place]
-            scores[contest.name] = contest.objective.score_records({ITEM: order[: _count(own)].astype(np.int64), **own}, "search")
+            scores[contest.name] = contest.score({ITEM: order[: _count(own)].astype(np.int64), **own})
         return scores
 
     def full(self, records: Sequence[Records]) -> dict[str, Score]:
         """Return the scores of a candidate that was measured on everything, from its records in the order of the race."""
         back = [np.argsort(order) for order in self._orders]
         placed = [{name: column[where] for name, column in own.items()} for own, where in zip(records, back, strict=True)]
-        return {contest.name: contest.objective.score_records(placed[contest.place], "search") for contest in self._contests}
+        return {contest.name: contest.score(placed[contest.place]) for contest in self._contests}
 
     def full_loss(self, records: Sequence[Records]) -> float:
         """Return the first objective's value of a candidate that was measured on everything, as a loss."""
@@ -244,7 +225,7 @@ class Race:
             ]
         return self._tables
 
-    def _contest(self, objective: Objective) -> _Contest:
+    def _contest(self, objective: Objective) -> Contest:
         name = objective.info.name
         if not isinstance(objective, TaskObjective) or not isinstance(objective.metric, ItemMetric):
             what = f"its metric {objective.metric.name!r}" if isinstance(objective, TaskObjective) else "a function of a model"
@@ -260,7 +241,7 @@ class Race:
             )
         sign = 1.0 if objective.info.direction == "minimize" else -1.0
         width = math.inf if span is None else span[1] - span[0]
-        return _Contest(name, objective, objective.metric, self._pass(objective), _items(objective), sign, width)
+        return Contest(name, objective, objective.metric, self._pass(objective), _items(objective), sign, width)
 
     def _pass(self, objective: TaskObjective) -> int:
         """Return the place of the pass over data that an objective is measured by."""
@@ -312,7 +293,7 @@ class Heat:
         """Take in what was measured: the records of the items wanted, per pass; of no items, no columns.
 
         Raises:
-            CandidateError: a value is not finite.
+            CandidateError: an objective cannot be told from what was measured so far, or is not finite.
         """
         runner = self._runners[index]
         for own, more in zip(runner.records, records, strict=True):

@@ -122,6 +122,25 @@ def test_what_a_task_raises_is_a_failure_of_the_candidate(vit_folders: Folders) 
     assert outcomes[0].scores["loss"].items == COUNT
 
 
+def test_what_a_metric_raises_is_a_failure_of_the_candidate(vit_folders: Folders) -> None:
+    """A metric that raises, or gives another number of values than there are items, fails the candidate with its reason."""
+
+    class Raising(CrossEntropy):
+        def values(self, records: Records) -> Any:
+            raise KeyError("no such column")
+
+    class Short(CrossEntropy):
+        def values(self, records: Records) -> Any:
+            return super().values(records)[1:]
+
+    said = {Raising: "objective 'loss' raised KeyError: 'no such column'", Short: "objective 'loss': expected one value per item (90)"}
+    for metric, reason in said.items():
+        problem = made(vit_folders, mo.TaskObjective("loss", Pictures(1), metric()))
+        (outcome,) = raced(problem, Racing("sequential", first=20), count=1)
+        assert outcome.error is not None
+        assert outcome.error.startswith(reason)
+
+
 def test_a_loss_that_is_not_finite_is_a_failure(vit_folders: Folders) -> None:
     """Infinite records fail a candidate at the rung where they appear."""
 
