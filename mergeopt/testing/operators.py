@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from mergeopt.errors import ConfigError
 from mergeopt.evaluation.compiled import same_bits
@@ -21,32 +20,16 @@ from mergeopt.evaluation.materialize import Materializer, StatisticsOf, Values, 
 from mergeopt.genomes.coefficients import parameter_values
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
-from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Elementwise, Linear, MergeOperator, Param, Rational, Statistics, check_plan
 from mergeopt.recipe import Argument
+from mergeopt.testing.small_models import SHAPES, small_pool
 
 __all__ = ["TENSOR", "OperatorContract"]
 
-SHAPES = ((), (1,), (7,), (64,), (65,), (5, 9), (33, 31), (4, 3, 2, 2))
 TENSOR = "layers.0.w0"
 """The stored name of every tensor that `reference` is asked about."""
 CPU = torch.device("cpu")
 Array = npt.NDArray[np.float64]
-
-
-class _Part(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        for index, shape in enumerate(SHAPES):
-            self.register_parameter(f"w{index}", torch.nn.Parameter(torch.zeros(shape)))
-
-
-class _Model(torch.nn.Module):
-    """Three layers with one tensor of every shape each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList([_Part() for _ in range(3)])
 
 
 class OperatorContract:
@@ -77,6 +60,13 @@ class OperatorContract:
             base: [*shape].
             experts: [K, *shape].
             arguments: one candidate's values: a number, [K] for a per-expert parameter, or a choice.
+        """
+        return None
+
+    def identity(self, experts: int) -> Mapping[str, Any] | None:
+        """Return values under which K copies of one expert give that expert: a number each, the same for all experts; None to go without.
+
+        Parameters that are not named are at their defaults.
         """
         return None
 
@@ -158,6 +148,20 @@ class OperatorContract:
                 again = _apply(operator, base, sources[torch.from_numpy(order)], moved, self.fixed, _reordered(given, order))
                 torch.testing.assert_close(made, again, rtol=1e-5, atol=1e-5)
 
+    def test_copies_of_one_expert_give_it(self) -> None:
+        """K experts that are the same one give it up to rounding, for K = 1 too, under the values that say so, fixed or searched."""
+        operator = self.make()
+        for experts, static in itertools.product(self.experts(), _splits(operator, self.fixed)):
+            told = self.identity(experts)
+            if told is None:
+                pytest.skip("no values were given under which copies give their original")
+            arguments = {param.name: _constant(param, told.get(param.name, param.default), experts) for param in operator.params}
+            for shape in SHAPES:
+                base, sources = _weights(shape, experts)
+                copies = sources[:1].expand_as(sources).contiguous()
+                made = _apply(operator, base, copies, arguments, static, self.statistics(shape, experts))
+                torch.testing.assert_close(made[0].float(), sources[0].reshape(-1), rtol=1e-5, atol=1e-6)
+
     def test_gradients_are_those_of_finite_differences(self) -> None:
         """In every parameter declared differentiable, the gradient through the plan is the slope of what it computes."""
         operator = self.make()
@@ -231,10 +235,10 @@ class OperatorContract:
 
     @pytest.mark.parametrize("groups", ["model", "layer", "tensor", {"even": "w[0246]$", "odd": "."}], ids=str)
     def test_bits_do_not_depend_on_the_batch(self, tmp_path: Path, groups: Any) -> None:
-        """A candidate has the same bits alone, among seventeen, made tensor by tensor, and when everything is made again."""
+        """A candidate has the same bits alone, among seventeen, tensor by tensor and made again; narrower weights are rounded once."""
         operator = self.make()
         experts = self.experts()[-1]
-        layout = Layout(_pool(tmp_path, experts))
+        layout = Layout(small_pool(tmp_path, experts))
         shapes = {segment.name: segment.shape for segment in layout.segments}
 
         def measured(name: str) -> Statistics:
@@ -248,6 +252,9 @@ class OperatorContract:
                 alone = torch.zeros(1, layout.size)
                 assert materializer([candidates[index]], alone) == [None]
                 assert torch.equal(alone[0], together[index])
+                narrow = torch.zeros(1, layout.size, dtype=torch.bfloat16)
+                assert materializer([candidates[index]], narrow) == [None]
+                assert torch.equal(narrow, alone.to(torch.bfloat16))
             for segment, tensor in stream(layout, operator, candidates[16], CPU, statistics=measured):
                 assert torch.equal(tensor.reshape(-1), together[16, segment.start : segment.end]), segment.name
             assert torch.equal(_made(layout, operator, candidates, measured), together)
@@ -261,6 +268,11 @@ def _random(param: Param, rng: np.random.Generator, count: int, experts: int) ->
     if param.kind == "int":
         return rng.integers(int(low), int(high), shape, endpoint=True).astype(np.float64)
     return low + (high - low) * (0.1 + 0.8 * rng.random(shape))  # off the bounds, where slopes are one-sided
+
+
+def _constant(param: Param, value: Any, experts: int) -> Any:
+    """Return one value as the arguments of one candidate."""
+    return value if param.kind == "choice" else np.full((1, experts) if param.per_expert else (1,), value, dtype=np.float64)
 
 
 def _plain(value: Any) -> bool:
@@ -353,14 +365,6 @@ def _apply(
     rows, plan = _lowered(operator, base, sources, arguments, static, statistics)
     made: torch.Tensor = plan.apply(rows.double() if isinstance(plan, Linear | Rational) else rows)
     return made
-
-
-def _pool(folder: Path, experts: int) -> Pool:
-    files = [folder / f"{name}.safetensors" for name in ("base", *(f"e{k}" for k in range(experts)))]
-    for seed, file in enumerate(files):
-        generator = torch.Generator().manual_seed(seed)
-        save_file({name: torch.randn(t.shape, generator=generator) for name, t in _Model().state_dict().items()}, file)
-    return Pool(files[0], files[1:], module=_Model)
 
 
 def _candidates(

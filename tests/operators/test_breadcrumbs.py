@@ -43,6 +43,9 @@ class TestBreadcrumbs(SparseContract):
     def make(self) -> MergeOperator:
         return Breadcrumbs()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"weight": 1.0 / experts, "density": 1.0, "gamma": 0.0}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = trimmed(base, experts, arguments, density_first=False)
         total: Array = np.einsum("k,k...->...", arguments["weight"], values)
@@ -54,6 +57,9 @@ class TestBreadcrumbsTiesOfMergekit(SparseContract):
 
     def make(self) -> MergeOperator:
         return BreadcrumbsTies("mergekit")
+
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"weight": 1.0 / experts, "density": 1.0, "gamma": 0.0}
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = trimmed(base, experts, arguments, density_first=True)

@@ -25,6 +25,9 @@ class TestLinear(OperatorContract):
     def make(self) -> MergeOperator:
         return LinearMerge()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         weight = arguments["weight"]
         total: Array = sum((w * theta for w, theta in zip(weight, experts, strict=True)), np.zeros_like(base))
@@ -36,6 +39,9 @@ class TestTaskArithmetic(OperatorContract):
 
     def make(self) -> MergeOperator:
         return TaskArithmetic()
+
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"weight": 1.0 / experts}
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         moved: Array = sum((w * (theta - base) for w, theta in zip(arguments["weight"], experts, strict=True)), np.zeros_like(base))
@@ -74,6 +80,9 @@ class TestTies(OperatorContract):
 
     def make(self) -> MergeOperator:
         return Ties(self.variant)
+
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"density": 1.0}
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         trimmed = [kept(theta - base, rho, 0) for theta, rho in zip(experts, arguments["density"], strict=True)]

@@ -48,6 +48,9 @@ class TestDareLinear(SparseContract):
     def make(self) -> MergeOperator:
         return DareLinear()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"weight": 1.0 / experts, "density": 1.0}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = dropped(base, experts, arguments, restore=False)
         total: Array = np.einsum("k,k...->...", arguments["weight"], values)
@@ -63,6 +66,9 @@ class TestDareTies(SparseContract):
     def make(self) -> MergeOperator:
         return DareTies()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"density": 1.0}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = dropped(base, experts, arguments, restore=False)
         return base + float(arguments["scale"]) * mean_of_agreeing(values, arguments["weight"], arguments["vote"])
@@ -76,6 +82,9 @@ class TestDareTiesOfMergekit(SparseContract):
 
     def make(self) -> MergeOperator:
         return DareTies("mergekit")
+
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"weight": 1.0 / experts, "density": 1.0}
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = dropped(base, experts, arguments, restore=True)

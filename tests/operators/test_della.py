@@ -51,6 +51,9 @@ class TestDella(SparseContract):
     def make(self) -> MergeOperator:
         return Della()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"density": 1.0}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = dropped(base, experts, arguments, restore=False)
         return base + float(arguments["scale"]) * mean_of_agreeing(values, arguments["weight"], arguments["vote"])
@@ -64,6 +67,9 @@ class TestDellaOfMergekit(SparseContract):
 
     def make(self) -> MergeOperator:
         return Della("mergekit")
+
+    def identity(self, experts: int) -> dict[str, float]:
+        return {"density": 1.0}
 
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         values = dropped(base, experts, arguments, restore=True)

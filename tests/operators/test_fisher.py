@@ -23,6 +23,9 @@ class FisherContract(OperatorContract):
     def make(self) -> MergeOperator:
         return Fisher(self.variant)
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         measured = self.statistics(base.shape, len(experts))
         assert measured is not None

@@ -41,6 +41,9 @@ class TestNuSlerp(OperatorContract):
     def make(self) -> MergeOperator:
         return NuSlerp()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         first, second = (theta - base for theta in experts)
         t = arguments["weight"][1] / arguments["weight"].sum()

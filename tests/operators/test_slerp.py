@@ -40,6 +40,9 @@ class TestSlerp(OperatorContract):
     def make(self) -> MergeOperator:
         return Slerp()
 
+    def identity(self, experts: int) -> dict[str, float]:
+        return {}
+
     def reference(self, base: Array, experts: Array, arguments: Mapping[str, Any]) -> Array:
         return base + rotated(experts[0] - base, experts[1] - base, float(arguments["t"]), float(arguments["threshold"]))
 
