@@ -36,7 +36,7 @@ from tests.bench.turns import clock, ratio, take_turns, where
 
 TEXTS: Mapping[Part, tuple[int, int]] = {"search": (16, 125), "report": (4, 25)}
 """How many texts of how many tokens: 2,000 and 100 tokens to score."""
-RACED: Mapping[Part, tuple[int, int]] = {"search": (600, 10)}
+RACED: Mapping[Part, tuple[int, int]] = {"search": (900, 7)}
 BUDGET = 64  # candidates of the search that races
 
 

@@ -1,6 +1,7 @@
 """What a candidate costs before it is scored, in memory copies of its weights, against other ways to make it: JSON with --json.
 
-    python tests/bench/materialize.py [--json] [--parameters N] [--experts K] [--device cuda] [--threads N] [--rounds N] [--force]
+    python tests/bench/materialize.py [--json] [--parameters N] [--experts K] [--device cuda] [--dtype D] [--threads N]
+        [--rounds N] [--force]
 
 `share` is the part of the memory traffic's floor that is reached: a population of N candidates reads K + 1 models and writes N, that is
 (K + 1 + N) / 2 copies; 1.0 would be a copy's own speed. `naive` loops over tensors, makes each merged tensor and loads the state dict.
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 import mergeopt as mo
-from mergeopt.evaluation import elementwise
+from mergeopt.evaluation import elementwise, product
 from mergeopt.recipe import Recipe
 from tests.bench import stack
 from tests.bench.against_mergekit import against_mergekit
@@ -49,7 +50,7 @@ OPERATORS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def main() -> None:
     """Measure and print."""
     asked = _arguments()
-    elementwise.PAYS = 0  # compiled in the turn that warms up
+    elementwise.PAYS = product.PAYS = 0  # compiled in the turn that warms up
     with torch.inference_mode():
         report = _linear(asked)
         for name in OPERATORS:
@@ -63,7 +64,9 @@ def _linear(asked: argparse.Namespace) -> dict[str, Any]:
     k, device, build = asked.experts, torch.device(asked.device), stack.stack_of(asked.parameters, WIDTH)
     with tempfile.TemporaryDirectory() as folder:
         stack.write(Path(folder), build, k)
-        problem = stack.problem(Path(folder), build, "task_arithmetic", {"weight": WEIGHT}, experts=k, device=asked.device)
+        problem = stack.problem(
+            Path(folder), build, "task_arithmetic", {"weight": WEIGHT}, experts=k, device=asked.device, dtype=asked.dtype
+        )
         resident = stack.sources(Path(folder), k, asked.device)
         arena, populations = problem.evaluator.arena, [stack.population(problem, seed) for seed in SEEDS]
         weights = _weights(problem, populations[0][0])
@@ -75,15 +78,16 @@ def _linear(asked: argparse.Namespace) -> dict[str, Any]:
         }
         seconds = take_turns(work, asked.rounds, device, force=asked.force)
         off = error(problem, populations[0][0], resident)
+    read = (k + 1) * 4 / arena.rows.element_size()  # in models of the written type
     return {
         "parameters": problem.layout.elements,
         "tensors": len(problem.layout.segments),
         "layers": len({segment.layer for segment in problem.layout.segments}) - 1,
         "experts": k,
         "linear_copies_one": ratio(seconds, "one", "copy"),
-        "linear_share_one": (k + 2) / 2 / ratio(seconds, "one", "copy"),
+        "linear_share_one": (read + 1) / 2 / ratio(seconds, "one", "copy"),
         "linear_copies_each_of_eight": ratio(seconds, "eight", "copy") / stack.MOST,
-        "linear_share_eight": (k + 1 + stack.MOST) / 2 / ratio(seconds, "eight", "copy"),
+        "linear_share_eight": (read + stack.MOST) / 2 / ratio(seconds, "eight", "copy"),
         "naive_over_one": ratio(seconds, "naive", "one"),
         "naive_over_each_of_eight": stack.MOST * ratio(seconds, "naive", "eight"),
         "one_changed_layer_over_all": ratio(seconds, "layer", "one"),
@@ -119,11 +123,11 @@ def _operator(name: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ours(problem: mo.MergeProblem, populations: list[list[Recipe]]) -> dict[str, Callable[[], object]]:
-    """Return our work: a population, one candidate, and one that differs in a layer from what was just made in its place."""
+    """Return our work: a population, one candidate of the other, and one that differs in a layer from what was just made in its place."""
     return {
         "eight": stack.alternately(problem, populations),
-        "one": stack.alternately(problem, [population[:1] for population in populations]),
-        "layer": stack.alternately(problem, [[stack.with_another_layer(problem, seed)] for seed in SEEDS]),
+        "one": stack.alternately(problem, [population[:1] for population in reversed(populations)]),
+        "layer": stack.alternately(problem, [[stack.with_another_layer(problem, seed)] for seed in reversed(SEEDS)]),
     }
 
 
@@ -153,6 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--experts", type=int, default=3, help="K")
     parser.add_argument("--rounds", type=int, default=7, help="turns")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="of weights merged linearly; base and experts are float32")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--force", action="store_true", help="report on a busy machine, too")
     asked = parser.parse_args()

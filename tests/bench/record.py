@@ -19,7 +19,7 @@ import torch
 from mergeopt.evaluation.device import hardware, pick_device
 
 SCRIPTS: dict[str, dict[str, list[str]]] = {
-    "cpu": {"materialize": [], "score": [], "end_to_end": []},
+    "cpu": {"materialize": [], "score": [], "race": [], "end_to_end": []},
     "cuda": {
         "materialize": ["--parameters", "1000000000", "--dtype", "bfloat16"],
         "score": ["--size", "base", "--dtype", "bfloat16"],
@@ -27,6 +27,8 @@ SCRIPTS: dict[str, dict[str, list[str]]] = {
     },
 }
 """What is run on a kind of device, with its arguments."""
+TIMELESS = ("race",)
+"""Scripts that count and measure no time, so that device and load do not matter."""
 HERE = Path(__file__).resolve().parent
 
 
@@ -37,8 +39,10 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="report on a busy machine, too")
     asked = parser.parse_args()
     device = pick_device(asked.device)
-    common = ["--json", "--device", asked.device, *(["--force"] if asked.force else [])]
-    measured = {script: _run(script, [*common, *own]) for script, own in SCRIPTS[device.type].items()}
+    timed = ["--device", asked.device, *(["--force"] if asked.force else [])]
+    measured = {
+        script: _run(script, ["--json", *([] if script in TIMELESS else timed), *own]) for script, own in SCRIPTS[device.type].items()
+    }
     place = HERE / "results" / f"{device.type}-{_name(device)}.json"
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")

@@ -73,12 +73,15 @@ def problem(
     experts: int,
     variant: str = "paper",
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> mo.MergeProblem:
     """Return the search by layers over a stack, with an objective that costs nothing."""
     names = {f"e{k}": folder / f"m{k}.safetensors" for k in range(1, experts + 1)}
     nothing = mo.FunctionObjective("nothing", lambda model, items, device: 0.0, items=None, direction="minimize", source="")
     pool = mo.Pool(folder / "m0.safetensors", names, module=build)
-    return mo.MergeProblem(pool, operator, [nothing], variant=variant, groups="layer", parameters=searched, device=device, batch=MOST)
+    return mo.MergeProblem(
+        pool, operator, [nothing], variant=variant, groups="layer", parameters=searched, device=device, dtype=dtype, batch=MOST
+    )
 
 
 def population(of: mo.MergeProblem, seed: int) -> list[Recipe]:
