@@ -39,7 +39,6 @@ RULES: Mapping[str, Racing] = {
     "sequential": Racing("sequential"),
     "anytime": Racing("anytime"),
     "sequential z=2": Racing("sequential", z=2.0),
-    "anytime alpha=0.05": Racing("anytime", alpha=0.05),
     "halving": Racing("halving"),
 }
 SEVERAL = ("sequential", "anytime")  # rules shown for several objectives
