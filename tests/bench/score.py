@@ -229,6 +229,7 @@ def _problem(folder: Path, tokens: int, asked: argparse.Namespace, scoring: Any)
         batch=CANDIDATES,
         threads=asked.threads,
         scoring=scoring,
+        recall=False,  # the same candidates are scored in every round
     )
 
 
