@@ -80,8 +80,11 @@ def test_an_expert_alone_is_that_expert(folder: Path, operator: str, variant: st
         problem = _problem(folder, operator, variant, experts, stored, dtype=dtype, device=device, batch=experts)
         recipes = [problem.decode(_alone(problem, expert)) for expert in range(experts)]
         evaluator = problem.evaluator
-        evaluator.make(recipes)
-        together = evaluator.arena.rows.clone()
+        together: list[torch.Tensor] = []
+        for start in range(0, experts, evaluator.arena.candidates):  # no more than the arena holds
+            some = recipes[start : start + evaluator.arena.candidates]
+            evaluator.make(some)
+            together += evaluator.arena.rows[: len(some)].clone()
         for expert, recipe in enumerate(recipes):
             evaluator.model(recipe)
             _check(problem, expert, evaluator.arena.rows[0])
