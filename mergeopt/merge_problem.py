@@ -16,18 +16,19 @@ import torch
 from mergeopt.cache import cache_folder
 from mergeopt.differentiable import DifferentiableProblem
 from mergeopt.errors import ConfigError, nearest
+from mergeopt.evaluation.activations import activations
 from mergeopt.evaluation.coefficients import LearnedCoefficients
 from mergeopt.evaluation.compared_task import ComparedTask
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
-from mergeopt.evaluation.evaluator import Evaluator
+from mergeopt.evaluation.evaluator import Evaluator, recipe_values
 from mergeopt.evaluation.expert_logits import expert_model
 from mergeopt.evaluation.footprint import Fit, Footprint
 from mergeopt.evaluation.heats import run_heat
 from mergeopt.evaluation.layer_major import LayerMajor
 from mergeopt.evaluation.materialize import Materializer
 from mergeopt.evaluation.measure import MeasuredExperts, Measuring
-from mergeopt.evaluation.objectives import TaskObjective
+from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.out_of_memory import score_at_once, scored_at_once
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
@@ -157,6 +158,7 @@ class MergeProblem:
         self._candidates = batch
         self.frugality = frugality or Frugality()
         self._needs: tuple[str, ...] = ()
+        self._asked = batch
         if self.frugality.stack == "file" and self.device.type != "cpu":
             raise ConfigError(
                 "memory: stack: a file is for searches on a CPU; use scoring: layers where base and experts do not fit on a card"
@@ -210,9 +212,11 @@ class MergeProblem:
         count = min(meant, self._live.arena.candidates if "_live" in self.__dict__ else self._candidates)
         return ({"items": items} if items else {}) | ({"candidates": count} if count < meant else {})
 
-    def expect(self, needs: Sequence[str]) -> None:
-        """Know, before anything is loaded, which doors to the models a strategy goes through: they take memory."""
-        self._needs = tuple(needs)
+    def expect(self, needs: Sequence[str], together: int | None = None) -> None:
+        """Know, before anything is loaded, which doors to the models a strategy goes through, and how many candidates it proposes."""
+        self._needs, self._asked = tuple(needs), together or self.batch
+        if "members" in self._needs:
+            self._asked = min(self._asked, len(self.pool.expert_names))
 
     def reduce(self, to: Mapping[str, Any]) -> None:
         """Score as another process did whose memory was short."""
@@ -322,12 +326,13 @@ class MergeProblem:
         return _Members(self)
 
     def gradients(self, folder: Path | None) -> DifferentiableProblem:
-        """Return the door to losses and their gradients; making it loads the models.
+        """Return the door to losses and their gradients; the first loss loads the models.
 
         Args:
             folder: where learned sets are kept, by content hash; None to keep them in memory.
         """
-        return ModelGradients(self.evaluator, self._coefficients_to_learn, self._recipe, folder)
+        self._check_whole()
+        return ModelGradients(self.layout, self.objectives, lambda: self.evaluator, self._coefficients_to_learn, self._recipe, folder)
 
     def merged(self) -> Recipe:
         """Return this problem's merge with equal shares where its weights are searched, and defaults where anything else is.
@@ -371,7 +376,7 @@ class MergeProblem:
             name: _begun(argument, self.pool.names, groups, weight if name == "weight" else None, experts) if name in learned else argument
             for name, argument in arguments.items()
         }
-        return LearnedCoefficients(rule, self.evaluator.values(rule, self._recipe(rule, begun)), learned, experts)
+        return LearnedCoefficients(rule, recipe_values(rule, self._recipe(rule, begun), self.layout, {}), learned, experts)
 
     def provenance(self) -> Mapping[str, Any]:
         """What determines the scores (content hashes of models and data, operator, space), where the models are, and how they are run."""
@@ -406,6 +411,15 @@ class MergeProblem:
             return {"candidates": needed, "temporary": Materializer.preparing(self.layout, self._footprint.rows)}
         return self._footprint.peak(self._fit.candidates, self._fit.folder)
 
+    def activations(self, learned: int | None = None) -> int | None:
+        """Predicted bytes that scoring takes besides weights, found out by one batch without them; None where the system does not tell.
+
+        Args:
+            learned: items per objective and step of a strategy that learns by gradient, None for one that does not.
+        """
+        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device, "threads": self.threads}
+        return activations(self.layout, self.objectives, learned=learned, **options)
+
     @property
     def room(self) -> Room:
         """The memory there is."""
@@ -417,7 +431,8 @@ class MergeProblem:
         frugality = self.frugality
         if self.device.type != "cpu" and frugality.stack != "file":
             frugality = replace(frugality, stack="memory")
-        fit = self._footprint.fit(self.room, self.batch, folder=frugality.folder or cache_folder() / "stacks", stack=frugality.stack)
+        most = min(self.batch, max(self._asked, len(self.baselines())))
+        fit = self._footprint.fit(self.room, most, folder=frugality.folder or cache_folder() / "stacks", stack=frugality.stack)
         if fit.folder is not None and frugality.stack == "auto":
             log.info("base and experts do not fit into memory (%s): they are kept in a file in %s", self.room.bound, fit.folder)
         return fit
@@ -433,6 +448,7 @@ class MergeProblem:
             self.dtype,
             self.prefixes or 0,
             sum(isinstance(one, TaskObjective) and isinstance(one.task, ComparedTask) for one in self.objectives),
+            any(isinstance(one, FunctionObjective) for one in self.objectives),
             "members" in self._needs,
             "gradients" in self._needs,
             self.statistics.memory(self.operator, self.layout),

@@ -142,8 +142,8 @@ class Problem(Protocol):
 class FrugalProblem(Problem, Protocol):
     """A problem that knows what memory there is, and does with less where it is short, from then on."""
 
-    def expect(self, needs: Sequence[str]) -> None:
-        """Know, before anything is loaded, which doors to the models a strategy goes through (`StrategyInfo.needs`)."""
+    def expect(self, needs: Sequence[str], together: int | None = None) -> None:
+        """Know, before anything is loaded, what a strategy will ask for (`StrategyInfo.needs` and `.together`): it takes memory."""
         ...
 
     @property

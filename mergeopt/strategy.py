@@ -69,6 +69,7 @@ class StrategyInfo:
         constraints: whether it uses `Result.violations`.
         needs_budget: whether `Budget` changes what it proposes (a longer budget is then another search).
         needs: doors to the models it goes through, of `members` (it proposes recipes of evolved members) and `gradients` (it learns).
+        together: most candidates it ever proposes at a time, whatever it is asked for; None for no such bound. Memory is planned by it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class StrategyInfo:
     constraints: bool = False
     needs_budget: bool = False
     needs: tuple[Need, ...] = ()
+    together: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

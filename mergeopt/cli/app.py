@@ -61,11 +61,12 @@ def run(
 def check(
     file: Annotated[Path, typer.Argument(help="Run file (YAML).", show_default=False)],
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N, instead of the file's.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Load the models and score two candidates, to say the time, too.")] = False,
 ) -> None:
-    """Say what a run file would search and what it would cost; search nothing."""
+    """Say what a run file would search and what memory it would take; search nothing."""
     from mergeopt.cli.search import check_run_file
 
-    check_run_file(file, {"device": device})
+    check_run_file(file, {"device": device}, measure=measure)
 
 
 @app.command()

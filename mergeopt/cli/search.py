@@ -12,12 +12,13 @@ import typer
 from mergeopt.cli.screen import Follow, errors, results
 from mergeopt.config import RunFile, build_problem, build_strategy
 from mergeopt.evaluation.racing import Racing
+from mergeopt.memory import size_text, status_bytes
 from mergeopt.merge_problem import MergeProblem
-from mergeopt.problem import Problem, Proposal
+from mergeopt.problem import FrugalProblem, Problem, Proposal
 from mergeopt.report.flaws import with_flaws
 from mergeopt.report.summary import RANDOM, Summary, summarise
 from mergeopt.report.table import render
-from mergeopt.strategy import Budget
+from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.launch import Launch, cached_random_search, starting_points
 from mergeopt.study.run import LEARNED_SETS, Run, opened, race_of
@@ -95,10 +96,13 @@ def show_front(folder: Path, *, as_json: bool, plot: Path | None) -> None:
         typer.echo(f"drawn: {plot}")
 
 
-def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
-    """Print what a run file would search, and what memory and time that would take.
+def check_run_file(file: Path, overrides: Mapping[str, Any], *, measure: bool = False) -> None:
+    """Print what a run file would search, and what memory that would take; nothing is written.
 
-    Two candidates are scored to know the time; nothing is written.
+    Args:
+        file: the run file.
+        overrides: values in place of the file's; None leaves the file's.
+        measure: load the models and score two candidates, to know the time, too.
 
     Raises:
         UserError: the file or its sources cannot be used.
@@ -109,23 +113,48 @@ def check_run_file(file: Path, overrides: Mapping[str, Any]) -> None:
     points = starting_points(problem, run_file.init, file.parent)
     given = run_file.budget
     budget = Budget(1) if given is None else Budget(given.evaluations, given.gradient_steps)
+    if isinstance(problem, FrugalProblem):
+        problem.expect(strategy.info.needs, strategy.info.together)
     strategy.setup(opened(problem, strategy, None), seed=run_file.seed, budget=budget, batch=run_file.batch)
     race = race_of(problem, Racing.of(run_file.racing), run_file.seed)
-    seconds = _seconds_per_candidate(problem)
-    for line in _description(problem):
+    for line in [*_description(problem), *_memory(problem, strategy)]:
         typer.echo(line)
     typer.echo(f"strategy    {strategy.info.name} ({strategy.info.version}); starts from {len(points)} given points")
     if race is not None:
         after = ", ".join(map(str, race.rungs(run_file.batch)[:-1])) or "no"
-        typer.echo(f"racing      {race.racing.rule}: a candidate may be dropped after {after} items; the time below is without that")
+        typer.echo(f"racing      {race.racing.rule}: a candidate may be dropped after {after} items")
+    if measure:
+        typer.echo(f"time        {_time(problem, run_file)}")
+    for warning in getattr(problem, "warnings", ()):
+        typer.echo(f"warning     {warning}")
+
+
+def _time(problem: Problem, run_file: RunFile) -> str:
+    """Say what a candidate takes, by scoring two, and what all of the budget's take, racing left aside."""
+    seconds = _seconds_per_candidate(problem)
     spent = (
         "; the file has no budget"
         if run_file.budget is None
         else f"; {run_file.budget.evaluations} evaluations take about {_duration(seconds * run_file.budget.evaluations)}"
     )
-    typer.echo(f"time        {_duration(seconds)} a candidate{spent}")
-    for warning in getattr(problem, "warnings", ()):
-        typer.echo(f"warning     {warning}")
+    return f"{_duration(seconds)} a candidate{spent}"
+
+
+def _memory(problem: Problem, strategy: Strategy) -> list[str]:
+    """Say what memory a search takes when it takes most: what this process holds already, weights, and what a batch takes besides."""
+    if not isinstance(problem, MergeProblem):
+        return []
+    held, there = status_bytes("VmRSS") if problem.device.type == "cpu" else 0, problem.room
+    batch = problem.activations(getattr(strategy, "items", None) if "gradients" in strategy.info.needs else None)
+    parts = {"this process": held or 0, **problem.memory(), "batch": batch or 0}
+    needed = sum(parts.values())
+    details = ", ".join(f"{what} {size_text(count)}" for what, count in parts.items() if count)
+    lines = [f"memory      {size_text(needed)}: {details}", f"            {size_text(there.bytes)} are to be had ({there.bound})"]
+    if needed - (held or 0) > there.bytes:
+        lines.append(
+            "            that is too little: a smaller `batch` of the objectives takes less, and `memory: {scoring: layers}` least"
+        )
+    return lines
 
 
 def _document(run: Run, summary: Summary) -> dict[str, Any]:
@@ -174,9 +203,6 @@ def _description(problem: Problem) -> list[str]:
         lines += _heads(problem)
         lines.append(f"operator    {problem.operator.name} ({problem.operator.variant})")
         lines += [f"            {line}" for line in problem.coefficients.describe()]
-        memory = problem.memory()
-        details = ", ".join(f"{what} {_size(count)}" for what, count in memory.items())
-        lines.append(f"memory      {_size(sum(memory.values()))}: {details}")
     lines.append(f"dimensions  {info.space.dim}")
     return lines
 
@@ -210,10 +236,6 @@ def _fixed_rng() -> Any:
     import numpy as np
 
     return np.random.default_rng(0)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ class ModelGradients:
     """The door of `mergeopt.differentiable.DifferentiableProblem` to a pool of models.
 
     Args:
-        evaluator: its live model and first row are used.
+        layout: what is made.
+        objectives: what is measured.
+        evaluator: returns what holds the live model and the first row that are used, once the first loss is asked for.
         operator: the problem's.
         begin: returns the coefficients to learn, as `MergeProblem` documents it.
         make_recipe: returns the recipe of an operator with arguments.
@@ -51,17 +53,26 @@ class ModelGradients:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        layout: Layout,
+        objectives: Sequence[Objective],
+        evaluator: Callable[[], Evaluator],
         begin: Callable[[str | None, str, object, float | None], LearnedCoefficients],
         make_recipe: MakeRecipe,
         folder: Path | None,
     ) -> None:
-        self._evaluator = evaluator
-        self._objectives = {objective.info.name: objective for objective in evaluator.objectives}
+        self._layout, self._load = layout, evaluator
+        self._objectives = {objective.info.name: objective for objective in objectives}
         self._begin, self._make_recipe = begin, make_recipe
         self._folder = folder
-        self._gradient = torch.zeros(evaluator.layout.size, dtype=evaluator.dtype, device=evaluator.device)
         self._teachers: dict[str, ExpertLogits] = {}
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return self._load()
+
+    @cached_property
+    def _gradient(self) -> torch.Tensor:
+        return torch.zeros(self._layout.size, dtype=self._evaluator.dtype, device=self._evaluator.device)
 
     @staticmethod
     def needs(layout: Layout, dtype: torch.dtype) -> int:
@@ -76,12 +87,12 @@ class ModelGradients:
     @property
     def experts(self) -> tuple[str, ...]:
         """Names, in order."""
-        return self._evaluator.layout.pool.expert_names
+        return self._layout.pool.expert_names
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Merged tensors by stored name, in the model's order."""
-        return {segment.name: segment.shape for segment in self._evaluator.layout.segments}
+        return {segment.name: segment.shape for segment in self._layout.segments}
 
     def expert_of(self, objective: str) -> str | None:
         """Return the expert that an objective refers to, None where it names none."""
@@ -113,7 +124,7 @@ class ModelGradients:
 
     def tensors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one tensor of the base, [*shape], and of the experts, [K, *shape]; float32."""
-        pool = self._evaluator.layout.pool
+        pool = self._layout.pool
         return pool.read_base(name), pool.stack(name)
 
     def merged(self, coefficients: Coefficients, name: str) -> torch.Tensor:

@@ -46,6 +46,7 @@ class Footprint:
         dtype: of the weights.
         prefixes: bytes of activations that are kept.
         compared: how many experts' models predictions are compared with.
+        functions: whether objectives are functions, which are held against a copy of the model that they were first called with.
         members: whether members evolve from the experts.
         gradients: whether a strategy learns by gradient.
         statistics: bytes of what is measured of the experts.
@@ -57,6 +58,7 @@ class Footprint:
     dtype: torch.dtype
     prefixes: int = 0
     compared: int = 0
+    functions: bool = False
     members: bool = False
     gradients: bool = False
     statistics: int = 0
@@ -76,7 +78,7 @@ class Footprint:
             prepared["population"] = own + Population.needs(layout)
         searching = one | prepared | {"candidates": CandidateArena.needs(candidates, layout, self.dtype)}
         searching["gradient"] = ModelGradients.needs(layout, self.dtype) if self.gradients else 0
-        searching |= {"prefixes": self.prefixes, "compared": self.compared * Live.loaded(layout, self.dtype)}
+        searching |= {"prefixes": self.prefixes, "compared": (self.compared + self.functions) * Live.loaded(layout, self.dtype)}
         return {
             "loading": {"candidates": searching["candidates"], "loading": Live.loading(layout, self.dtype)},
             "preparing": one | prepared | {"temporary": Materializer.preparing(layout, 0 if self.as_they_are else self.rows)},

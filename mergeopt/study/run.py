@@ -277,7 +277,7 @@ def optimize(
         problem.statistics.keep(folder / STATISTICS)
     race = race_of(problem, Racing.of(racing), seed)
     if isinstance(problem, FrugalProblem):
-        problem.expect(strategy.info.needs)
+        problem.expect(strategy.info.needs, strategy.info.together)
     described = _describe(problem, strategy, seed=seed, batch=batch, header=header)
     described["racing"] = None if race is None else race.racing.describe()
     stored = _stored_header(folder, described, resume=resume)

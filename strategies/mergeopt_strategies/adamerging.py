@@ -78,7 +78,12 @@ class AdaMerging:
         if loss is not None and not isinstance(loss, str | Mapping):
             raise ConfigError(f"{NAME}: expected option 'loss' to be a name, or names by objective, got {loss!r}")
         self._loss = loss
-        self.info = StrategyInfo(name=NAME, version=f"1 (torch {version('torch')})", needs_budget=True, needs=("gradients",))
+        self.info = StrategyInfo(name=NAME, version=f"1 (torch {version('torch')})", needs_budget=True, needs=("gradients",), together=1)
+
+    @property
+    def items(self) -> int:
+        """Items per objective and step."""
+        return self._size
 
     def setup(self, problem: ProblemInfo, *, seed: int, budget: Budget, batch: int) -> None:
         """Get ready for a problem.

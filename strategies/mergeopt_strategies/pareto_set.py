@@ -110,6 +110,11 @@ class ParetoSet:
             name=NAME, version=f"1 (torch {version('torch')})", min_objectives=2, needs_budget=True, needs=("gradients",)
         )
 
+    @property
+    def items(self) -> int:
+        """Items per objective and step."""
+        return self._options.batch
+
     def setup(self, problem: ProblemInfo, *, seed: int, budget: Budget, batch: int) -> None:
         """Get ready for a problem.
 
