@@ -27,22 +27,24 @@ RULES: dict[str, tuple[str, dict[str, Any], int | None]] = {
 }
 
 
-def against_mergekit(parameters: int, operators: Mapping[str, tuple[str, str, dict[str, Any]]], *, force: bool) -> dict[str, Any]:
+def against_mergekit(large: int, small: int, operators: Mapping[str, tuple[str, str, dict[str, Any]]], *, force: bool) -> dict[str, Any]:
     """Return how many times as long mergekit takes for a candidate as we do, alone and each of eight, by rule; nothing without mergekit.
 
     Args:
-        parameters: of the model that both sides make; on one thread of the CPU.
+        large: parameters of the model that both sides make, on one thread of the CPU, by rules that are linear.
+        small: the same of rules that take mergekit seconds.
         operators: ours by name: operator, variant and what is searched.
         force: report on a busy machine, too.
     """
     if importlib.util.find_spec("mergekit") is None:
         return {}
-    report: dict[str, Any] = {"mergekit": version("mergekit"), "mergekit_parameters": parameters}
-    with tempfile.TemporaryDirectory() as folder:
-        build = stack.stack_of(parameters, WIDTH)
-        stack.write(Path(folder), build, 3)
-        for rule in RULES:
-            report |= _rule(Path(folder), build, rule, operators, force)
+    report: dict[str, Any] = {"mergekit": version("mergekit"), "mergekit_parameters": [large, small]}
+    for parameters, rules in ((large, ("linear", "slerp")), (small, ("ties", "dare_ties", "della"))):
+        with tempfile.TemporaryDirectory() as folder:
+            build = stack.stack_of(parameters, WIDTH)
+            stack.write(Path(folder), build, 3)
+            for rule in rules:
+                report |= _rule(Path(folder), build, rule, operators, force)
     return report
 
 

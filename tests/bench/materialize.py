@@ -31,7 +31,8 @@ from tests.bench.turns import ratio, take_turns, where
 
 SEEDS = (0, 1)  # of populations
 LARGEST = 600_000  # elements of tensors that other operators' errors are taken over: sorting for a reference takes long
-WIDTH, BERT = 384, 768  # of the model with 12 layers, and of those whose layers are as large as BERT-base's
+NARROW, TWELVE_LAYERS = 384, 24_400_000  # width and parameters
+BERT = 768  # width: layers as large as BERT-base's
 WEIGHT = {"low": 0.0, "high": 1.0}
 DENSITY = {"low": 0.1, "high": 0.8}
 EPSILON = {"low": 0.0, "high": 0.1}
@@ -52,16 +53,16 @@ def main() -> None:
     asked = _arguments()
     elementwise.PAYS = product.PAYS = 0  # compiled in the turn that warms up
     with torch.inference_mode():
-        report = _linear(asked)
+        report = _linear(asked) | _layer(asked)
         for name in OPERATORS:
             report |= _operator(name, asked) if name != "linear" else {}
-        report |= against_mergekit(asked.smallest, OPERATORS, force=asked.force)
+        report |= against_mergekit(asked.smaller, asked.smallest, OPERATORS, force=asked.force)
     print(json.dumps(report) if asked.json else "\n".join(f"{name:36} {value}" for name, value in report.items()))
 
 
 def _linear(asked: argparse.Namespace) -> dict[str, Any]:
-    """Measure task arithmetic: one candidate, a population, one changed layer, and the naive loop."""
-    k, device, build = asked.experts, torch.device(asked.device), stack.stack_of(asked.parameters, WIDTH)
+    """Measure task arithmetic: one candidate, a population, and the naive loop."""
+    k, device, build = asked.experts, torch.device(asked.device), stack.stack_of(asked.parameters, BERT)
     with tempfile.TemporaryDirectory() as folder:
         stack.write(Path(folder), build, k)
         problem = stack.problem(
@@ -82,7 +83,6 @@ def _linear(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "parameters": problem.layout.elements,
         "tensors": len(problem.layout.segments),
-        "layers": len({segment.layer for segment in problem.layout.segments}) - 1,
         "experts": k,
         "linear_copies_one": ratio(seconds, "one", "copy"),
         "linear_share_one": (read + 1) / 2 / ratio(seconds, "one", "copy"),
@@ -90,10 +90,23 @@ def _linear(asked: argparse.Namespace) -> dict[str, Any]:
         "linear_share_eight": (read + stack.MOST) / 2 / ratio(seconds, "eight", "copy"),
         "naive_over_one": ratio(seconds, "naive", "one"),
         "naive_over_each_of_eight": stack.MOST * ratio(seconds, "naive", "eight"),
-        "one_changed_layer_over_all": ratio(seconds, "layer", "one"),
         "linear_error_to_float64": off,
         **where(seconds, device),
     }
+
+
+def _layer(asked: argparse.Namespace) -> dict[str, Any]:
+    """Measure one changed layer of twelve against all of them."""
+    device, build = torch.device(asked.device), stack.stack_of(TWELVE_LAYERS, NARROW)
+    with tempfile.TemporaryDirectory() as folder:
+        stack.write(Path(folder), build, asked.experts)
+        problem = stack.problem(Path(folder), build, "task_arithmetic", {"weight": WEIGHT}, experts=asked.experts, device=asked.device)
+        row = problem.evaluator.arena.rows[0]
+        spare = torch.empty_like(row)
+        ours = _ours(problem, [stack.population(problem, seed) for seed in SEEDS])
+        work: dict[str, Callable[[], object]] = {"copy": lambda: spare.copy_(row), "one": ours["one"], "layer": ours["layer"]}
+        seconds = take_turns(work, asked.rounds, device, force=asked.force)
+    return {"one_changed_layer_over_all": ratio(seconds, "layer", "one")}
 
 
 def _operator(name: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -151,9 +164,9 @@ def _naive(resident: list[dict[str, torch.Tensor]], weights: dict[str, list[floa
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--parameters", type=int, default=24_400_000, help="of the model (12 layers)")
+    parser.add_argument("--parameters", type=int, default=27_000_000, help="of the model")
     parser.add_argument("--smaller", type=int, default=10_000_000, help="parameters for other operators than task arithmetic")
-    parser.add_argument("--smallest", type=int, default=2_000_000, help="parameters beside mergekit")
+    parser.add_argument("--smallest", type=int, default=4_000_000, help="parameters beside mergekit's slow rules")
     parser.add_argument("--experts", type=int, default=3, help="K")
     parser.add_argument("--rounds", type=int, default=7, help="turns")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
