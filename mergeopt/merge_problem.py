@@ -217,6 +217,7 @@ class MergeProblem:
         self._needs, self._asked = tuple(needs), together or self.batch
         if "members" in self._needs:
             self._asked = min(self._asked, len(self.pool.expert_names))
+        self.__dict__.pop("_fit", None)  # what was planned for whoever asked before
 
     def reduce(self, to: Mapping[str, Any]) -> None:
         """Score as another process did whose memory was short."""
