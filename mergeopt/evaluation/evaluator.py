@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -14,8 +13,9 @@ from typing import Any
 
 import torch
 
-from mergeopt.errors import CandidateError, MemoryShortage, RecipeError
+from mergeopt.errors import CandidateError, MemoryShortage
 from mergeopt.evaluation.arena import CandidateArena, DeltaArena
+from mergeopt.evaluation.correction import corrected, open_learned
 from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.fingerprint import fingerprint
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, StatisticsOf, Values, stream
@@ -24,19 +24,19 @@ from mergeopt.evaluation.outcome import Outcome
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
 from mergeopt.evaluation.recall import Recall, bytes_of_scores
+from mergeopt.evaluation.recipe_values import kind_of, prepared_of, recipe_values
 from mergeopt.evaluation.score import score_model
 from mergeopt.evaluation.threads import computing_threads, pick_threads
-from mergeopt.genomes.coefficients import parameter_values
 from mergeopt.learned import LearnedSet
 from mergeopt.lineage import Lineage
-from mergeopt.models.groups import Grouping, grouping
+from mergeopt.models.groups import Grouping
 from mergeopt.models.layout import Layout, Segment
 from mergeopt.operators.contract import MergeOperator
-from mergeopt.recipe import LEARNED, Argument, Learned, Recipe
+from mergeopt.recipe import Learned, Recipe
 from mergeopt.statistics import ExpertStatistics
 from mergeopt.task import Objective, Part, Score
 
-__all__ = ["Evaluator", "FindOperator", "corrected", "kind_of", "open_learned", "recipe_values"]
+__all__ = ["OVERFLOW", "Evaluator", "FindOperator"]
 
 FindOperator = Callable[[str, str], MergeOperator]
 """Returns the operator of a name and variant."""
@@ -115,7 +115,7 @@ class Evaluator:
                 found = Materializer(
                     self.layout, operator, self.values(operator, recipe), self.device, statistics=statistics, folder=self._folder
                 )
-                self._materializers[_prepared(recipe)] = found
+                self._materializers[prepared_of(recipe)] = found
         return found
 
     def experts(self, lineage: Lineage | None = None) -> torch.Tensor:
@@ -286,7 +286,7 @@ class Evaluator:
 
     def _materializer(self, operator: MergeOperator, recipe: Recipe) -> Materializer | None:
         """Return what makes recipes like this one from an arena, None where they are made tensor by tensor."""
-        key = _prepared(recipe)
+        key = prepared_of(recipe)
         if operator.expert_rows is None:
             return self._materializers.get(key) if recipe.lineage is None else None
         if key not in self._materializers and self._sources is not None:
@@ -364,92 +364,3 @@ def source_rows(layout: Layout, device: torch.device, folder: Path | None = None
         rows[0, segment.start : segment.end] = layout.pool.read_base(segment.name, device).reshape(-1)
         rows[1:, segment.start : segment.end] = layout.pool.stack(segment.name, device).reshape(len(rows) - 1, -1)
     return arena
-
-
-def open_learned(learned: Learned) -> LearnedSet:
-    """Load the learned set of a recipe.
-
-    Raises:
-        RecipeError: it is not there, is damaged, or is another one than the recipe's.
-    """
-    found = LearnedSet.load(Path(learned.path))
-    if found.hash != learned.hash:
-        raise RecipeError(
-            f"{learned.path} is not the learned set this recipe was made with: content hash {found.hash[:12]}..., the recipe says "
-            f"{learned.hash[:12]}...; name the right one with --map {LEARNED}=PATH"
-        )
-    return found
-
-
-def corrected(
-    layout: Layout, learned: LearnedSet, asked: Learned, device: torch.device | str = "cpu"
-) -> Callable[[Segment], torch.Tensor | None]:
-    """Return what gives a learned set's addition to a tensor for a preference, float32 [*shape], None where there is none.
-
-    Raises:
-        RecipeError: the set corrects a tensor that is not merged here, or of another shape.
-    """
-    shapes = {segment.name: segment.shape for segment in layout.segments}
-    preference = learned.check_preference(asked.preference).to(device)
-    for name, factors in learned.factors.items():
-        shape = (len(factors.left), len(factors.right))
-        if shapes.get(name) != shape:  # before a product that may be of any size is made
-            there = "none" if name not in shapes else str(list(shapes[name]))
-            raise RecipeError(
-                f"the learned set corrects {name} of shape {list(shape)}, the model's merged tensors hold {there}; give the models it was "
-                "learned for"
-            )
-
-    @torch.no_grad()
-    def correction(segment: Segment) -> torch.Tensor | None:
-        return learned.delta(segment.name, preference) if segment.name in learned.factors else None
-
-    return correction
-
-
-def recipe_values(operator: MergeOperator, recipe: Recipe, layout: Layout, known: dict[str, Grouping]) -> Values:
-    """Read a recipe's arguments, checked against the operator and the model.
-
-    Args:
-        operator: the recipe's.
-        recipe: a candidate.
-        layout: what is made.
-        known: groupings already worked out for this layout; added to.
-
-    Raises:
-        RecipeError: the recipe is of another version of the operator, lacks a parameter, or does not fit the model.
-    """
-    if operator.version != recipe.operator_version:
-        raise RecipeError(
-            f"the recipe was made with version {recipe.operator_version} of operator {operator.name!r}, this is version {operator.version}"
-        )
-    declared = {param.name: param for param in operator.params}
-    if sorted(declared) != sorted(recipe.arguments):
-        raise RecipeError(f"operator {operator.name!r} has the parameters {sorted(declared)}, the recipe has {sorted(recipe.arguments)}")
-    names, experts = layout.pool.names, layout.pool.expert_names
-    values = {}
-    for name, param in declared.items():
-        argument = recipe.arguments[name]
-        key = _grouping_key(argument)
-        if key not in known:
-            known[key] = grouping(argument.groups, names, curve=argument.curve)
-        values[name] = parameter_values(param, argument, known[key], experts)
-    return values
-
-
-def _grouping_key(argument: Argument) -> str:
-    return json.dumps([argument.groups, argument.curve])
-
-
-def kind_of(recipe: Recipe) -> str:
-    """What recipes must share to be made together: the operator, what is fixed, the groupings, the members, and whether more is added."""
-    lineage = None if recipe.lineage is None else recipe.lineage.to_json()
-    groups = [[name, _grouping_key(argument)] for name, argument in recipe.arguments.items()]
-    return json.dumps([_prepared(recipe), groups, lineage, recipe.learned is not None])
-
-
-def _prepared(recipe: Recipe) -> str:
-    """What recipes must share to be made of the same prepared rows: the operator, what is fixed and what was measured."""
-    fixed = [[name, _grouping_key(argument), argument.values] for name, argument in recipe.arguments.items() if argument.static]
-    measured = None if recipe.statistics is None else recipe.statistics.hash
-    return json.dumps([recipe.operator, recipe.operator_version, recipe.variant, fixed, measured], sort_keys=True)

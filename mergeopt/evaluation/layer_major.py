@@ -21,11 +21,13 @@ from mergeopt.batched_task import BatchedTask, Columns
 from mergeopt.errors import CandidateError, ConfigError
 from mergeopt.evaluation.arena import Live
 from mergeopt.evaluation.compared_task import ComparedTask
-from mergeopt.evaluation.evaluator import OVERFLOW, FindOperator, corrected, kind_of, open_learned, recipe_values
+from mergeopt.evaluation.correction import corrected, open_learned
+from mergeopt.evaluation.evaluator import OVERFLOW, FindOperator
 from mergeopt.evaluation.fingerprint import fingerprint
 from mergeopt.evaluation.materialize import TensorMaker
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.outcome import Outcome
+from mergeopt.evaluation.recipe_values import kind_of, recipe_values
 from mergeopt.evaluation.score import guarded
 from mergeopt.evaluation.stages import Stages, State, find_stages
 from mergeopt.evaluation.threads import computing_threads

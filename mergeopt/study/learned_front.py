@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from mergeopt.errors import ConfigError
+from mergeopt.evaluation.correction import corrected
 from mergeopt.evaluation.device import pick_dtype
-from mergeopt.evaluation.evaluator import corrected, recipe_values
 from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.materialize import stream
+from mergeopt.evaluation.recipe_values import recipe_values
 from mergeopt.genomes.preferences import spread_preferences
 from mergeopt.learned import LearnedSet
 from mergeopt.merge_problem import MergeProblem, find_operator

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from mergeopt.errors import CandidateError
+from mergeopt.evaluation.correction import corrected, open_learned
 from mergeopt.evaluation.device import pick_dtype
-from mergeopt.evaluation.evaluator import corrected, open_learned, recipe_values
 from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.materialize import Stack, stream
 from mergeopt.evaluation.offspring import replay
+from mergeopt.evaluation.recipe_values import recipe_values
 from mergeopt.merge_problem import find_operator
 from mergeopt.models.checkpoint import TensorSpec
 from mergeopt.models.layout import Layout, Segment

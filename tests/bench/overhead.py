@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import mergeopt as mo
-from mergeopt.evaluation.evaluator import recipe_values
+from mergeopt.evaluation.recipe_values import recipe_values
 from mergeopt.models.groups import Grouping
 from mergeopt.problem import Evaluation, Proposal
 from mergeopt.task import Part, Score
