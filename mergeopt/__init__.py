@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mergeopt.study.front import Front, FrontPoint
     from mergeopt.study.interrupt import Interrupted
     from mergeopt.study.learned_front import LearnedFront
-    from mergeopt.study.run import Run, optimize
+    from mergeopt.study.optimize import optimize
+    from mergeopt.study.run import Run
     from mergeopt.task import DifferentiableTask, Items, Metric, Objective, ObjectiveInfo, Predictions, Score, Task
 
 __all__ = [
@@ -111,7 +112,8 @@ _HOMES = {
     "study.front": ("Front", "FrontPoint"),
     "study.interrupt": ("Interrupted",),
     "study.learned_front": ("LearnedFront",),
-    "study.run": ("Run", "optimize"),
+    "study.optimize": ("optimize",),
+    "study.run": ("Run",),
     "task": ("DifferentiableTask", "Items", "Metric", "Objective", "ObjectiveInfo", "Predictions", "Score", "Task"),
 }
 _HOME_OF = {name: home for home, exported in _HOMES.items() for name in exported}

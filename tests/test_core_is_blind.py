@@ -11,7 +11,7 @@ from mergeopt import registry
 
 CORE = Path(mergeopt.__file__).parent
 ALLOWED = {
-    "nsga2": {"config/run_file.py", "study/run.py"},  # what is searched with where nobody says anything
+    "nsga2": {"config/run_file.py", "study/optimize.py"},  # what is searched with where nobody says anything
     "random": {"config/build.py", "config/run_file.py", "report/summary.py", "study/launch.py"},  # the baseline of that name
     "evolver": {"lineage.py", "evaluation/mutation.py"},  # a mutation is called so, after the code that it is the rule of
 }

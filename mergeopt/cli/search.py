@@ -21,7 +21,8 @@ from mergeopt.report.table import render
 from mergeopt.strategy import Budget, Strategy
 from mergeopt.study.interrupt import Interrupted
 from mergeopt.study.launch import Launch, cached_random_search, starting_points
-from mergeopt.study.run import LEARNED_SETS, Run, opened, race_of
+from mergeopt.study.optimize import opened, race_of
+from mergeopt.study.run import LEARNED_SETS, Run
 
 __all__ = ["check_run_file", "run_search", "show_front"]
 

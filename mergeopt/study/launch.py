@@ -14,7 +14,9 @@ from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Problem, Proposal
 from mergeopt.recipe import Recipe, content_hash
 from mergeopt.strategy import Budget
-from mergeopt.study.run import Progress, Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
+from mergeopt.study.snapshot import Progress
 from mergeopt.study.store import read_header
 
 __all__ = ["Launch", "cached_random_search", "starting_points"]

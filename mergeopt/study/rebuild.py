@@ -1,4 +1,4 @@
-"""Builds the problem of a stored run again."""
+"""Builds the problem of a stored run again, as frugal as it had to be."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from mergeopt.config import RunFile, build_problem
 from mergeopt.errors import ConfigError
 from mergeopt.merge_problem import MergeProblem
-from mergeopt.problem import Problem
+from mergeopt.problem import FrugalProblem, Problem
 from mergeopt.recipe import ordered_json
 
-__all__ = ["rebuild"]
+__all__ = ["as_reduced", "rebuild"]
 
 
 def rebuild(header: Mapping[str, Any], fingerprint: str) -> Problem:
@@ -54,3 +54,10 @@ def _changes(stored: Mapping[str, Any], problem: Problem) -> str:
     told = ("base", "experts", "objectives", "paths", "evaluator")
     changed += [f"the {key}" for key in stored if key not in told and stored[key] != now.get(key)]
     return ", ".join(changed) or "something"
+
+
+def as_reduced(problem: Problem, stored: Mapping[str, Any]) -> Problem:
+    """Return a problem that does with less, as that of a stored run had to."""
+    if isinstance(problem, FrugalProblem) and stored.get("reduced"):
+        problem.reduce(stored["reduced"][-1])
+    return problem

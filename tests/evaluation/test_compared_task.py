@@ -19,7 +19,7 @@ from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.racing import Racing
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
-from mergeopt.study.run import optimize
+from mergeopt.study.optimize import optimize
 from mergeopt.task import DifferentiableTask, ItemMetric, Part
 from mergeopt_problems.image_classification import ImageTask
 from mergeopt_problems.image_items import ImageItems

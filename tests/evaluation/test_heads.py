@@ -20,7 +20,7 @@ from mergeopt.models.pool import Pool
 from mergeopt.problem import Proposal
 from mergeopt.strategy import Budget
 from mergeopt.study.learned_front import LearnedFront
-from mergeopt.study.run import optimize
+from mergeopt.study.optimize import optimize
 from mergeopt.study.weights import make_tensors
 from mergeopt.task import Items, Metric, Objective, Part, Records
 from mergeopt_problems.image_classification import ImageTask

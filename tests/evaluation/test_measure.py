@@ -27,7 +27,7 @@ from mergeopt.models.pool import Pool
 from mergeopt.problem import Proposal
 from mergeopt.recipe import Recipe
 from mergeopt.statistics import ExpertStatistics
-from mergeopt.study.run import optimize
+from mergeopt.study.optimize import optimize
 from mergeopt.study.weights import make_tensors
 from mergeopt.task import Objective
 from mergeopt_problems.image_classification import ImageTask

@@ -20,7 +20,7 @@ from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Evaluation, Proposal
 from mergeopt.report.summary import summarise
 from mergeopt.report.table import verdict
-from mergeopt.study.run import Progress
+from mergeopt.study.snapshot import Progress
 from mergeopt_problems.metrics import CrossEntropy
 from tests.evaluation.test_heats import Folders, Pictures
 from tests.lineages import random_step

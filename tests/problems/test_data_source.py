@@ -18,7 +18,8 @@ from PIL import Image
 from mergeopt.config import RunFile, build_problem
 from mergeopt.errors import ConfigError, DataError
 from mergeopt.merge_problem import MergeProblem
-from mergeopt.study.run import Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
 from mergeopt_problems.data_source import Data, DataSource
 from mergeopt_problems.image_data import ImageSource
 from mergeopt_problems.image_data import read as read_images

@@ -35,8 +35,8 @@ from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.problem import Proposal
 from mergeopt.study.launch import Launch
+from mergeopt.study.optimize import optimize
 from mergeopt.study.records import pack, unpack
-from mergeopt.study.run import optimize
 from mergeopt.task import Items, Task
 from mergeopt_problems.answers import Answers
 from mergeopt_problems.generation import Generation

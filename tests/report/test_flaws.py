@@ -19,7 +19,8 @@ from mergeopt.problem import Evaluation, Proposal
 from mergeopt.report.flaws import Flaw, flaws
 from mergeopt.report.summary import summarise
 from mergeopt.report.table import verdict
-from mergeopt.study.run import Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
 from mergeopt.task import Part
 from tests.study.analytic import FAR, NEAR, Listed, Quadratic
 

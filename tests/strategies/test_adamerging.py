@@ -14,7 +14,7 @@ from mergeopt.differentiable import LossValue
 from mergeopt.errors import ConfigError, StoreError
 from mergeopt.recipe import Recipe
 from mergeopt.strategy import AskState, Budget
-from mergeopt.study.run import opened, optimize
+from mergeopt.study.optimize import opened, optimize
 from mergeopt_strategies.adam import Adam, cosine
 from mergeopt_strategies.adamerging import AdaMerging
 from mergeopt_strategies.batches import Batches

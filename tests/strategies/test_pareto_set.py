@@ -18,7 +18,7 @@ from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import Ask, AskState, Budget, Learner
-from mergeopt.study.run import opened, optimize
+from mergeopt.study.optimize import opened, optimize
 from mergeopt_problems.digits import digits
 from mergeopt_strategies.coverage import coverage_warning, largest_gap, misplaced_share
 from mergeopt_strategies.pareto_set import ParetoSet

@@ -23,7 +23,7 @@ from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import AskState, Budget
-from mergeopt.study.run import opened
+from mergeopt.study.optimize import opened
 from mergeopt_strategies.pareto_set import ParetoSet
 from tests.tiny_models import Grid
 

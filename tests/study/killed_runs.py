@@ -12,7 +12,9 @@ from pathlib import Path
 from mergeopt.errors import StoreError
 from mergeopt.problem import Problem
 from mergeopt.study.interrupt import Interrupted
-from mergeopt.study.run import Progress, Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
+from mergeopt.study.snapshot import Progress
 from tests.study.analytic import Climber, Quadratic
 from tests.study.quiz import Quiz
 

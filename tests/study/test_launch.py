@@ -12,7 +12,8 @@ import pytest
 from mergeopt.config import RunFile
 from mergeopt.errors import ConfigError
 from mergeopt.study.launch import Launch, starting_points
-from mergeopt.study.run import Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
 from tests.study.analytic import Climber, Quadratic, facts
 
 DIGITS: dict[str, Any] = {"problem": {"name": "digits", "tasks": ["upright", "turned"]}, "device": "cpu", "seed": 3}

@@ -12,7 +12,9 @@ import pytest
 from mergeopt.errors import StoreError, StrategyError
 from mergeopt.problem import ProblemInfo
 from mergeopt.strategy import Ask, AskState, Budget, Candidate, Learner, Result, State, StrategyInfo
-from mergeopt.study.run import Progress, Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
+from mergeopt.study.snapshot import Progress
 from mergeopt.study.store import Learned, Store
 from tests.study.analytic import NEAR, Quadratic, facts
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from mergeopt.errors import StoreError
-from mergeopt.study.run import Progress, Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
+from mergeopt.study.snapshot import Progress
 from tests.study.analytic import Climber, Quadratic, facts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,8 @@ from mergeopt.problem import Proposal
 from mergeopt.report.summary import summarise
 from mergeopt.report.table import verdict
 from mergeopt.strategy import Status
-from mergeopt.study.run import Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
 from mergeopt.study.store import read_records
 from mergeopt.study.trial import losses
 from tests.study.analytic import Climber, Listed, Quadratic, facts

@@ -19,7 +19,9 @@ from mergeopt.errors import CandidateError, ConfigError, Failure, StoreError, St
 from mergeopt.problem import Evaluation, Proposal
 from mergeopt.recipe import Argument, Recipe, Source
 from mergeopt.strategy import Ask, AskState, Candidate, Status, StrategyInfo
-from mergeopt.study.run import Progress, Run, optimize
+from mergeopt.study.optimize import optimize
+from mergeopt.study.run import Run
+from mergeopt.study.snapshot import Progress
 from mergeopt.task import Part, Score
 from tests.study.analytic import FAR, NEAR, Climber, Listed, Quadratic, facts
 

@@ -16,8 +16,9 @@ from mergeopt.errors import StoreError
 from mergeopt.problem import Evaluation
 from mergeopt.strategy import Status
 from mergeopt.study.database import DATABASE
+from mergeopt.study.optimize import optimize
 from mergeopt.study.records import pack, unpack
-from mergeopt.study.run import Run, optimize
+from mergeopt.study.run import Run
 from mergeopt.study.store import Store, read_records, read_run
 from mergeopt.study.trial import Trial
 from mergeopt.task import Score
