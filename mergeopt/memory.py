@@ -1,4 +1,4 @@
-"""How much memory there is for this process, and what sets the bound."""
+"""How much memory there is for this process, what sets the bound, and how a search is to deal with it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,33 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mergeopt.errors import ConfigError
 
-__all__ = ["Room", "parse_size", "room", "size_text", "status_bytes"]
+__all__ = ["Frugality", "Room", "parse_size", "room", "size_text", "status_bytes"]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 UNLIMITED = 1 << 60  # version 1 of control groups writes "no limit" as a number of this order
 STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Frugality:
+    """How a search deals with memory; nothing of it changes a result.
+
+    Args:
+        limit: most bytes that the process, or its share of a card, may take; None for what there is.
+        stack: where base and experts, or what is prepared of them, are: in `memory`, in a `file` that is mapped, or `auto`: in a file where
+            they do not fit beside one candidate.
+        folder: of such files, on a disk; None for the cache.
+    """
+
+    limit: int | None = None
+    stack: Literal["auto", "memory", "file"] = "auto"
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

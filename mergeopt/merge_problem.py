@@ -21,7 +21,7 @@ from mergeopt.evaluation.coefficients import LearnedCoefficients
 from mergeopt.evaluation.compared_task import ComparedTask
 from mergeopt.evaluation.device import pick_device, pick_dtype
 from mergeopt.evaluation.differentiate import ModelGradients
-from mergeopt.evaluation.evaluator import Evaluator, recipe_values
+from mergeopt.evaluation.evaluator import Evaluator
 from mergeopt.evaluation.expert_logits import expert_model
 from mergeopt.evaluation.footprint import Fit, Footprint
 from mergeopt.evaluation.heats import run_heat
@@ -33,43 +33,28 @@ from mergeopt.evaluation.out_of_memory import score_at_once, scored_at_once
 from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.evaluation.recall import Recall
+from mergeopt.evaluation.recipe_values import recipe_values
 from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.lineage import Lineage
-from mergeopt.memory import Room, room
-from mergeopt.models.checkpoint import HUB_PREFIX
+from mergeopt.memory import Frugality, Room, room
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
+from mergeopt.operators.find import find_operator
 from mergeopt.operators.function import FunctionOperator, OperatorFactory
+from mergeopt.pool_recipe import Sources, make_recipe, sources_of
 from mergeopt.problem import Evaluation, Members, ProblemInfo, Proposal
-from mergeopt.recipe import Argument, Heads, Measured, Recipe, Source, content_hash, groups_json
-from mergeopt.registry import load
+from mergeopt.recipe import Argument, Recipe, content_hash, groups_json
 from mergeopt.task import Objective, Part, Records, Score
 
-__all__ = ["BASELINES", "Frugality", "MergeMaterials", "MergeProblem", "find_operator", "make_recipe", "sources_of"]
+__all__ = ["BASELINES", "MergeMaterials", "MergeProblem"]
 
 BASELINES = ("base", "experts", "uniform")
 log = logging.getLogger(__name__)
 
 Scoring = Literal["candidates", "layers"]
-
-
-@dataclass(frozen=True, slots=True)
-class Frugality:
-    """How a search deals with memory; nothing of it changes a result.
-
-    Args:
-        limit: most bytes that the process, or its share of a card, may take; None for what there is.
-        stack: where base and experts, or what is prepared of them, are: in `memory`, in a `file` that is mapped, or `auto`: in a file where
-            they do not fit beside one candidate.
-        folder: of such files, on a disk; None for the cache.
-    """
-
-    limit: int | None = None
-    stack: Literal["auto", "memory", "file"] = "auto"
-    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,83 +499,6 @@ def _begun(argument: Argument, names: Sequence[str], groups: object, value: floa
     first = next(iter(argument.values.values())) if value is None else value
     each = first if isinstance(first, Mapping) else dict.fromkeys(experts, first)
     return Argument(group.spec, group.curve, dict.fromkeys(group.knots, each), static=False)
-
-
-Sources = tuple[Source, tuple[Source, ...]]
-
-
-def sources_of(pool: Pool) -> Sources:
-    """Return base and experts of a pool with their content hashes; reads all their bytes.
-
-    Paths are made absolute: a recipe outlives the working directory it was made in.
-    """
-    base, *experts = (
-        Source(name, source.path if source.path.startswith(HUB_PREFIX) else str(Path(source.path).absolute()), source.hash)
-        for name, source in {"base": pool.base, **pool.experts}.items()
-    )
-    return base, tuple(experts)
-
-
-def make_recipe(
-    pool: Pool,
-    sources: Sources,
-    operator: MergeOperator,
-    arguments: Mapping[str, Argument],
-    dtype: torch.dtype,
-    statistics: Measured | None = None,
-) -> Recipe:
-    """Return the recipe of an operator with these arguments over a pool.
-
-    Args:
-        pool: the models.
-        sources: as `sources_of` gives them.
-        operator: the rule.
-        arguments: one for each of its parameters.
-        dtype: of the merged weights.
-        statistics: what the operator knows of the experts besides their weights, None for nothing.
-    """
-    base, experts = sources
-    return Recipe(
-        base=base,
-        experts=experts,
-        operator=operator.name,
-        operator_version=operator.version,
-        variant=operator.variant,
-        arguments=arguments,
-        exclude=pool.exclude,
-        dtype=str(dtype).removeprefix("torch."),
-        carry=pool.carry.owners,
-        heads=_heads(pool),
-        statistics=statistics,
-    )
-
-
-def _heads(pool: Pool) -> Heads | None:
-    if pool.head_mode == "shared":
-        return None
-    return Heads(pool.head_mode, pool.head_tensors, labels={} if pool.labelled is None else dict(pool.labelled.known))
-
-
-def find_operator(operator: str | MergeOperator | OperatorFactory, variant: str = "paper") -> MergeOperator:
-    """Return an operator by name, or the one given.
-
-    Args:
-        operator: registered name, operator, or decorated function.
-        variant: which variant of a named one.
-
-    Raises:
-        PluginError: no operator has that name.
-        ConfigError: it has no such variant.
-    """
-    factory = load("operators", operator) if isinstance(operator, str) else operator
-    if not isinstance(factory, type | OperatorFactory):
-        if variant not in (factory.variants[0], factory.variant):
-            raise ConfigError(f"merge: variant {variant!r} was asked for, but the operator given is of variant {factory.variant!r}")
-        return factory
-    if variant not in factory.variants:  # type: ignore[union-attr]
-        raise ConfigError(f"merge: operator {operator!r} has no variant {variant!r}; {nearest(variant, factory.variants)}")  # type: ignore[union-attr]
-    found: MergeOperator = factory(variant=variant)
-    return found
 
 
 def _check_experts(operator: MergeOperator, pool: Pool) -> None:

@@ -13,9 +13,10 @@ from mergeopt.errors import ConfigError, PluginError
 from mergeopt.evaluation.footprint import SHARE
 from mergeopt.evaluation.objectives import FunctionObjective
 from mergeopt.memory import Room
-from mergeopt.merge_problem import MergeProblem, find_operator
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Param, Requires
+from mergeopt.operators.find import find_operator
 from mergeopt.operators.function import merge_operator
 from mergeopt.operators.ties import Ties
 from mergeopt.problem import Problem, Proposal

@@ -15,7 +15,8 @@ from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetr
 from mergeopt.evaluation.measure import Measuring
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.user_functions import load_function
-from mergeopt.merge_problem import Frugality, MergeMaterials, MergeProblem
+from mergeopt.memory import Frugality
+from mergeopt.merge_problem import MergeMaterials, MergeProblem
 from mergeopt.models.carry import KINDS
 from mergeopt.models.pool import Pool
 from mergeopt.operators.function import OperatorFactory

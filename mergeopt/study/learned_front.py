@@ -17,9 +17,10 @@ from mergeopt.evaluation.materialize import stream
 from mergeopt.evaluation.recipe_values import recipe_values
 from mergeopt.genomes.preferences import spread_preferences
 from mergeopt.learned import LearnedSet
-from mergeopt.merge_problem import MergeProblem, find_operator
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.layout import Layout, Segment
 from mergeopt.models.pool import Pool
+from mergeopt.operators.find import find_operator
 from mergeopt.operators.function import OperatorFactory
 from mergeopt.problem import Proposal
 from mergeopt.recipe import Learned, Recipe

@@ -11,9 +11,11 @@ from mergeopt.config import RunFile, build_operator, build_pool, build_problem
 from mergeopt.errors import ConfigError, PluginError, nearest
 from mergeopt.evaluation.device import pick_dtype
 from mergeopt.genomes.coefficients import CoefficientSpace
-from mergeopt.merge_problem import MergeProblem, find_operator, make_recipe, sources_of
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.operators.contract import MergeOperator
+from mergeopt.operators.find import find_operator
 from mergeopt.operators.function import OperatorFactory
+from mergeopt.pool_recipe import make_recipe, sources_of
 from mergeopt.recipe import Measured, Recipe
 from mergeopt.registry import names
 from mergeopt.study.export import ExportReport, export_model, open_pool

@@ -13,11 +13,11 @@ from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.materialize import Stack, stream
 from mergeopt.evaluation.offspring import replay
 from mergeopt.evaluation.recipe_values import recipe_values
-from mergeopt.merge_problem import find_operator
 from mergeopt.models.checkpoint import TensorSpec
 from mergeopt.models.layout import Layout, Segment
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import MergeOperator
+from mergeopt.operators.find import find_operator
 from mergeopt.recipe import Recipe
 
 __all__ = ["make_tensors", "tensor_specs"]

@@ -16,9 +16,10 @@ from mergeopt.evaluation.layer_major import LayerMajor
 from mergeopt.evaluation.materialize import TensorMaker
 from mergeopt.evaluation.objectives import FunctionObjective, TaskObjective
 from mergeopt.evaluation.racing import Racing
-from mergeopt.merge_problem import MergeProblem, find_operator
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
+from mergeopt.operators.find import find_operator
 from mergeopt.problem import Proposal
 from mergeopt.registry import load
 from tests.evaluation.shared_layers import Family, bits, parted, scored

@@ -16,7 +16,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from mergeopt.errors import ConfigError, StoreError
 from mergeopt.evaluation.stack_file import StackFile
-from mergeopt.merge_problem import Frugality, MergeProblem
+from mergeopt.memory import Frugality
+from mergeopt.merge_problem import MergeProblem
 from mergeopt.problem import Proposal
 from tests.lineages import random_lineage
 from tests.tiny_models import write_folders
