@@ -188,6 +188,14 @@ class MergeProblem:
             threads=self.threads,
         )
 
+    def load(self) -> None:
+        """Load the models, where candidates are scored whole, and measure the experts where the operator needs it.
+
+        Raises:
+            SourceError: a model cannot be read, or holds NaN or infinities.
+        """
+        _ = self._scorer
+
     @property
     def reduced(self) -> Mapping[str, Any]:
         """What is smaller than it was meant to be since memory was short: `items` scored at a time by objective, and `candidates`."""

@@ -24,8 +24,8 @@ SHORTAGE = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
 """What the allocators of torch and the libraries of a card say, which have no error class of their own for it."""
-VAGUE = re.compile(r"could not create a (primitive|memory)|could not execute a primitive")
-"""What oneDNN says of a shortage, and of other things too."""
+VAGUE = re.compile(r"could not create a (primitive|memory)|could not execute a primitive|can't start new thread")
+"""What oneDNN and Python's threads say of a shortage, and of other things too."""
 LITTLE = 64 << 20  # bytes of room below which that is taken for a shortage
 log = logging.getLogger(__name__)
 

@@ -93,6 +93,8 @@ def optimize(
         return Run.open(folder, problem)
     strategy.setup(opened(problem, strategy, folder), seed=seed, budget=spend, batch=batch)
     as_reduced(problem, stored)
+    if isinstance(problem, MergeProblem):
+        problem.load()  # what is wrong with the models is found before anything is written
     store = Store(folder)
     try:
         plan = Plan(begin(store, described, spend, resume=resume), batch, tuple(init), race)
