@@ -48,12 +48,12 @@ def _run_eagerly(kernel: Kernel, own: Sequence[torch.Tensor], rows: torch.Tensor
         out[start : start + step] = kernel(rows[:, start : start + step], start, *own)
 
 
-_Key = tuple[Kernel, int, torch.dtype, str]
+_Key = tuple[Kernel, int, int, torch.dtype, str]
 _COMPILED: dict[_Key, Compiled] = {}
 
 
 def _run_compiled(kernel: Kernel, own: Sequence[torch.Tensor], rows: torch.Tensor, out: torch.Tensor, how: How) -> bool:
-    key = (kernel, len(rows), out.dtype, str(out.device))
+    key = (kernel, len(own), len(rows), out.dtype, str(out.device))
     if key not in _COMPILED:
         prove = partial(_proves, kernel, [scalar.clone() for scalar in own], len(rows), out[:0])
         _COMPILED[key] = Compiled(_fused(kernel), "tensors merged elementwise", prove, pays=PAYS)

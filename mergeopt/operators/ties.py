@@ -148,7 +148,7 @@ class Ties:
         if state is None:
             return Linear(torch.cat([torch.ones_like(scale)[:, None], weight * scale[:, None]], dim=1))
         kernel = _Merge(state.experts, arguments["vote"], state.sign_of_zero, self.variant == "mergekit")
-        cut = () if state.order is None else state.order.cut(self._kept(arguments["density"], state.elements))
+        cut = () if state.order is None else state.order.threshold(self._kept(arguments["density"], state.elements))
         return Elementwise(kernel, (weight.to(torch.float32), scale.to(torch.float32), *cut))
 
     def _kept(self, density: torch.Tensor, elements: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Elementwise, Linear
+from mergeopt.operators.ranks import MagnitudeOrder, within
 from mergeopt.operators.ties import Ties
 from mergeopt.recipe import Argument
 
@@ -177,3 +178,18 @@ def test_the_authors_variant_needs_a_fixed_density() -> None:
     base, experts = weights(2, 10)
     with pytest.raises(ConfigError, match="needs a fixed density; give density a number"):
         Ties("author").survey(base, experts, {})
+
+
+def test_indices_are_left_out_where_no_magnitude_repeats_at_a_cut() -> None:
+    """A cut between different magnitudes is one threshold that keeps what the whole cut keeps; one between equal magnitudes is not."""
+    tau = torch.tensor([[3.0, -1.0, 2.0, 0.5, -4.0], [1.0, -1.0, 1.0, 2.0, 0.0]])
+    order = MagnitudeOrder.of(tau, torch.empty_like(tau))
+    index = torch.arange(5, dtype=torch.int32)
+    for ranks in ([[2, 1]], [[5, 4]], [[0, 0]], [[3, 5]]):
+        whole, alone = order.cut(torch.tensor(ranks)), order.threshold(torch.tensor(ranks))
+        assert len(alone) == 1
+        for k in range(2):
+            kept = within(tau[k], index, [numbers[0, k] for numbers in whole])
+            assert kept.sum() == ranks[0][k]
+            assert torch.equal(within(tau[k], index, [alone[0][0, k]]), kept)
+    assert len(order.threshold(torch.tensor([[2, 1], [2, 2]]))) == 3
