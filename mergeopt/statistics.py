@@ -7,6 +7,7 @@ for every kind and expert one safetensors file, `fisher-0.safetensors` say. It i
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import uuid
@@ -30,6 +31,8 @@ __all__ = ["ExpertStatistics", "Gram", "Measurement", "find_statistics", "open_s
 FORMAT = 1
 DESCRIPTION = "statistics.json"
 LONGEST = 1 << 26  # bytes of a description that are read
+HASH_DIGITS = 32  # of the content hash, that a folder is called after
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,9 @@ def write_statistics(
         (partial / DESCRIPTION).write_text(ordered_json(description) + "\n", encoding="utf-8")
         for file in partial.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
             file.chmod((partial / DESCRIPTION).stat().st_mode)
-        place = parent / str(description["hash"])[:32]
+        place = parent / str(description["hash"])[:HASH_DIGITS]
+        if _is_damaged(place):
+            shutil.rmtree(place)
         if not place.exists():
             partial.rename(place)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
@@ -218,15 +223,25 @@ def write_statistics(
     return ExpertStatistics(place)
 
 
-def find_statistics(parent: Path, info: Mapping[str, Any]) -> ExpertStatistics | None:
+def find_statistics(parent: Path, info: Mapping[str, Any], *, pass_over: bool = False) -> ExpertStatistics | None:
     """Return statistics that were measured like this, None where a folder holds none.
 
+    Args:
+        parent: folder of their folders.
+        info: how they are measured, as it was written.
+        pass_over: log what is damaged and look on, in place of raising.
+
     Raises:
-        RecipeError: they are damaged.
+        RecipeError: they are damaged, or what is there cannot be told.
     """
     for description in sorted(parent.glob(f"[!.]*/{DESCRIPTION}")):
-        if _read_description(description.parent).get("info") == json.loads(ordered_json(dict(info))):
-            return ExpertStatistics(description.parent)
+        try:
+            if _read_description(description.parent).get("info") == json.loads(ordered_json(dict(info))):
+                return ExpertStatistics(description.parent)
+        except RecipeError as error:
+            if not pass_over:
+                raise
+            log.warning("%s; it is passed over", error)
     return None
 
 
@@ -241,7 +256,9 @@ def open_statistics(measured: Measured, experts: Sequence[Source], shapes: Mappi
     Raises:
         RecipeError: they are not there, are damaged, or are others than the recipe's.
     """
-    found = ExpertStatistics(measured.path)
+    # A run's or the cache's folder `statistics` holds a folder for every content hash.
+    below = Path(measured.path) / measured.hash[:HASH_DIGITS]
+    found = ExpertStatistics(below if (below / DESCRIPTION).exists() else measured.path)
     if found.hash != measured.hash:
         raise RecipeError(
             f"{measured.path} does not hold the statistics this recipe was made with: content hash {found.hash[:12]}..., the recipe says "
@@ -263,6 +280,17 @@ def _identity(
     }
 
 
+def _is_damaged(folder: Path) -> bool:
+    """Return whether a folder is there that holds no whole statistics."""
+    if not folder.exists():
+        return False
+    try:
+        ExpertStatistics(folder)
+    except RecipeError:
+        return True
+    return False
+
+
 def _file(kind: str, expert: int) -> str:
     return f"{kind}-{expert}.safetensors"
 
@@ -276,7 +304,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(
             f"cannot read the statistics {folder}: {file.name}: {error.strerror}; if they lie elsewhere by now, a recipe is made with "
-            f"--map {STATISTICS}=PATH"
+            f"--map {STATISTICS}=PATH, where PATH is their folder, called after their content hash, or the one above it"
         ) from error
     except (ValueError, RecursionError) as error:  # no JSON, or not even text
         raise RecipeError(f"damaged statistics: {file} is no JSON: {error}") from error

@@ -77,6 +77,21 @@ def test_they_are_found_by_how_they_were_measured(tmp_path: Path) -> None:
     assert find_statistics(tmp_path, {**INFO, "items": 1}) is None
 
 
+def test_what_is_damaged_is_passed_over_where_it_can_be_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Damaged statistics are refused, or passed over with a warning; written again, they are whole in the same place."""
+    first, other = written(tmp_path, 0, items=1), written(tmp_path, 1, items=2)
+    (first.folder / "fisher-0.safetensors").write_bytes(b"cut")
+    with pytest.raises(RecipeError, match="no whole safetensors file"):
+        find_statistics(tmp_path, {**INFO, "items": 1})
+    assert find_statistics(tmp_path, {**INFO, "items": 1}, pass_over=True) is None
+    assert "no whole safetensors file" in caplog.text
+    (other.folder / "statistics.json").write_text("{")
+    assert written(tmp_path, 0, items=1).folder == first.folder
+    again = find_statistics(tmp_path, {**INFO, "items": 1}, pass_over=True)
+    assert again is not None
+    assert again.hash == first.hash
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     """Where measuring fails in the middle, and where the folder cannot be written, nothing is left behind."""
 
@@ -99,6 +114,12 @@ def test_a_recipe_gets_its_own(tmp_path: Path) -> None:
     assert open_statistics(measured, EXPERTS, SHAPES).hash == found.hash
     with pytest.raises(RecipeError, match=r"does not hold the statistics this recipe was made with: .* --map statistics=PATH"):
         open_statistics(Measured(measured.path, "0" * 64), EXPERTS, SHAPES)
+    written(tmp_path, 1)
+    assert open_statistics(Measured(str(tmp_path), found.hash), EXPERTS, SHAPES).folder == found.folder
+    with pytest.raises(
+        RecipeError, match=r"--map statistics=PATH, where PATH is their folder, called after their content hash, or the one"
+    ):
+        open_statistics(Measured(str(tmp_path), "0" * 64), EXPERTS, SHAPES)
     with pytest.raises(RecipeError, match="statistics of other experts than b, a"):
         open_statistics(measured, EXPERTS[::-1], SHAPES)
     for name, shape in (("q", (5, 3)), ("norm", (4,)), ("c", (5, 3, 1))):

@@ -130,9 +130,21 @@ def _measuring(run_file: RunFile, root: Path, pool: Pool) -> Measuring:
             where = f"merge: statistics: split {given.split}: {entry['name']}"
             if not isinstance(entry.get("data"), Mapping) or "search" not in entry["data"]:
                 raise ConfigError(f"{where}: expected an objective with data that has a key 'search', whose place the split takes")
+            _check_held_out(given.split, entry["data"], run_file, where)
             data = {key: value for key, value in entry["data"].items() if key != "report"} | {"search": given.split}
             tasks.setdefault(entry["expert"], []).append(_task({**entry, "data": data}, root, pool, where))
     return Measuring(given.items, given.seed, given.labels, tasks)
+
+
+def _check_held_out(split: str, data: Mapping[str, Any], run_file: RunFile, where: str) -> None:
+    """Refuse to measure experts on what an objective reports on, be it the expert's own or another over the same data."""
+    for entry in (entry for entry in run_file.objectives or [] if isinstance(entry, dict)):
+        other = entry.get("data")
+        if isinstance(other, Mapping) and other.get("report") == split and all(other.get(k) == data.get(k) for k in ("path", "subset")):
+            raise ConfigError(
+                f"{where}: {split!r} is the report part of objective {entry['name']!r}; a result must be reported on data that no merge "
+                "has seen: name another split, or leave `split` out"
+            )
 
 
 def _pool(run_file: RunFile, base: str, experts: Mapping[str, str] | list[str]) -> Pool:

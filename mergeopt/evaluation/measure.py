@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mergeopt.cache import cache_folder
-from mergeopt.errors import ConfigError, DataError
+from mergeopt.errors import ConfigError, DataError, RecipeError
 from mergeopt.evaluation.activation_grams import activation_grams, linear_layers
 from mergeopt.evaluation.diagonal_fisher import Labels, diagonal_fisher
 from mergeopt.evaluation.evaluator import Evaluator
@@ -21,7 +21,7 @@ from mergeopt.evaluation.threads import computing_threads
 from mergeopt.models.layout import Layout
 from mergeopt.operators.contract import MergeOperator, StatisticKind
 from mergeopt.recipe import STATISTICS, Measured, Recipe, Source
-from mergeopt.statistics import Measurement, find_statistics, write_statistics
+from mergeopt.statistics import ExpertStatistics, Measurement, find_statistics, write_statistics
 from mergeopt.task import DifferentiableTask, Objective, Task
 
 __all__ = ["MeasuredExperts", "Measuring"]
@@ -73,13 +73,13 @@ class MeasuredExperts:
 
     def __init__(self, experts: Sequence[str], objectives: Sequence[Objective], measuring: Measuring) -> None:
         self._experts, self._objectives, self._measuring = tuple(experts), tuple(objectives), measuring
-        self._parent = cache_folder() / STATISTICS
+        self._parent, self._cached = cache_folder() / STATISTICS, True
         self._known: dict[tuple[StatisticKind, ...], Measured] = {}
 
     def keep(self, parent: Path) -> None:
         """Have files kept in a folder, and taken from there, in place of the cache folder; of no effect once anything is measured."""
         if not self._known:
-            self._parent = parent
+            self._parent, self._cached = parent, False
 
     def check(self, operator: MergeOperator) -> None:
         """Raise `ConfigError` when there is nothing to measure what an operator requires on."""
@@ -119,7 +119,7 @@ class MeasuredExperts:
         Raises:
             DataError: what was measured is not finite.
             StoreError: the folder cannot be written.
-            RecipeError: what was kept there is damaged.
+            RecipeError: what was kept there is damaged; in the cache folder it is measured again.
         """
         kinds = operator.requires.statistics
         if kinds and kinds not in self._known:
@@ -127,13 +127,19 @@ class MeasuredExperts:
             tensors, dtype = [segment.name for segment in live.layout.segments], str(live.dtype).removeprefix("torch.")
             experts = {source.name: source.hash for source in sources}
             info = {**self.describe(operator), "experts": experts, "tensors": tensors, "dtype": dtype}
-            found = find_statistics(self._parent, info)
+            found = self._find(info)
             if found is None:
                 log.info("measuring %s of %s", " and ".join(kinds), ", ".join(self._experts))
                 made = _measurements(live, kinds, alone, self._tasks(operator), self._measuring)
                 found = write_statistics(self._parent, sources, kinds, made, info)
             self._known[kinds] = Measured(str(found.folder.absolute()), found.hash)
         return self._known.get(kinds)
+
+    def _find(self, info: Mapping[str, Any]) -> ExpertStatistics | None:
+        try:
+            return find_statistics(self._parent, info, pass_over=self._cached)
+        except RecipeError as error:
+            raise RecipeError(f"{error}; delete the folder of the damaged statistics, and --resume measures the experts again") from error
 
     def _tasks(self, operator: MergeOperator) -> dict[str, tuple[Task, ...]]:
         """Return what each expert is measured on.

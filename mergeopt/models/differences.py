@@ -31,8 +31,11 @@ def configuration_differences(
         expert: its files.
         own_head: whether it keeps a head of its own, whose settings then may differ.
         reference: whose the architecture is, where it is not the base's.
+
+    Raises:
+        SourceError: its folder has no `config.json` that can be read.
     """
-    if not isinstance(architecture, HubArchitecture) or expert.folder is None or not (expert.folder / "config.json").is_file():
+    if not isinstance(architecture, HubArchitecture) or expert.folder is None:
         return []
     theirs = HubArchitecture(expert.folder).settings
     ours = {name: value for name, value in architecture.settings.items() if name in theirs and not (own_head and OF_HEADS.search(name))}

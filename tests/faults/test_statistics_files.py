@@ -112,8 +112,12 @@ def test_damaged_statistics_are_refused(
     before = listing(tmp_path)
     refused(mergeopt(tmp_path, "export", "run", "--trial", "9", "--to", "out"), said)
     refused(mergeopt(tmp_path, "merge", "recipe.json", "--out", "out", "--map", f"statistics={folder}"), said)
-    refused(mergeopt(tmp_path, "run", measured / "run.yaml", "--out", "run", "--resume", "--budget", "7"), said)
+    refused(mergeopt(tmp_path, "run", measured / "run.yaml", "--out", "run", "--resume", "--budget", "7"), said, "delete the folder")
     assert listing(tmp_path) == before
+    shutil.rmtree(folder)
+    done = mergeopt(tmp_path, "run", measured / "run.yaml", "--out", "run", "--resume", "--budget", "7")
+    assert done.status == 0, done.err
+    assert statistics_of(tmp_path / "run").name == folder.name
 
 
 def data_of_digits(folder: Path) -> dict[str, Any]:
@@ -154,6 +158,11 @@ def test_a_merge_file_measures_too(mergeopt: Commands, models: Path, tmp_path: P
     assert kept is not None
     assert Path(kept.path).parent.name == "statistics"
     assert any(not torch.equal(made["out"][name], made["other"][name]) for name in made["out"])
+    for file in Path(kept.path).parent.rglob("*.safetensors"):
+        file.write_bytes(b"cut")
+    done = mergeopt(tmp_path, "merge", "run.yaml", "--out", "anew")
+    assert done.status == 0, done.err
+    assert (tmp_path / "anew" / WEIGHTS).read_bytes() == (tmp_path / "other" / WEIGHTS).read_bytes()
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_written(mergeopt: Commands, models: Path, tmp_path: Path) -> None:
@@ -161,9 +170,11 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(mergeopt:
     sources: dict[str, Any] = {"problem": None, "base": "models/base", "experts": {"a": "models/upright", "b": "models/turned"}}
     task = {"task": "image_classification", **data_of_digits(tmp_path)}
     objectives = [{"name": name, "expert": name, **task} for name in "ab"]
+    reported = {"name": "c", **task, "data": {**task["data"], "report": "test"}}
     for merge, given, said in (
         ({"operator": "regmean"}, objectives[:1], "no objective with a task says `expert: b`"),
         ({"operator": "regmean", "statistics": {"split": "nowhere"}}, objectives, "merge: statistics: split nowhere: a"),
+        ({"operator": "regmean", "statistics": {"split": "test"}}, [*objectives, reported], "'test' is the report part of objective 'c'"),
         ({"operator": "regmean", "statistics": {"item": 3}}, objectives, "unknown key 'merge.statistics.item'; did you mean 'items'"),
         ({"operator": "regmean", "statistics": {"items": 0}}, objectives, "merge.statistics.items"),
     ):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mergeopt.errors import ConfigError, MismatchError, SourceError
 from mergeopt.models.checkpoint import Checkpoint
 from mergeopt.models.layout import Layout
-from mergeopt.models.pool import Pool
+from mergeopt.models.pool import HEADS, Pool
 from tests.tiny_models import (
     WEIGHTS,
     Cnn,
@@ -174,6 +174,16 @@ def test_harmless_settings_may_differ(vits: Folders) -> None:
     edit_config(vits[1]["e0"], id2label=labels, label2id={v: int(k) for k, v in labels.items()}, hidden_dropout_prob=0.5)
     edit_config(vits[1]["e1"], transformers_version="4.0.0", layer_norm_eps=None, problem_type="regression")
     assert Pool(*vits).coverage.merged
+
+
+def test_an_expert_folder_without_configuration_is_refused(vits: Folders, tmp_path: Path) -> None:
+    """A folder that does not say what model it is cannot be known to fit; a bare safetensors file is taken for the base's."""
+    base, experts = vits
+    (experts["e1"] / "config.json").unlink()
+    for heads in HEADS:
+        with pytest.raises(SourceError, match=rf"{experts['e1']} has no config.json"):
+            Pool(base, experts, heads=heads)
+    assert Pool(base, {**experts, "e1": experts["e1"] / WEIGHTS}).coverage.merged
 
 
 def test_heads_can_be_excluded(vits: Folders) -> None:
