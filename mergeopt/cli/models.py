@@ -93,6 +93,8 @@ def export_one(folder: Path, to: Path, choice: Choice, head: str | None = None) 
     with Follow(errors()):
         report = point.export(to, head)
     typer.echo(f"trial {point.trial}: {_told(report)}")
+    if point.report_error is not None:
+        typer.echo(f"  it could not be scored on the report part: {point.report_error}")
     if not point.feasible:
         typer.echo("  it breaks a constraint of the search")
     for name, value in report.scores.items():

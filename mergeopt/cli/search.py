@@ -163,7 +163,7 @@ def _document(run: Run, summary: Summary) -> dict[str, Any]:
     data = {**with_flaws(run.front_json(), summary.flaws), "warnings": list(summary.warnings)}
     if RANDOM in summary.hypervolumes and RANDOM not in data["baselines"]:
         search, report = summary.hypervolumes[RANDOM]
-        data["baselines"][RANDOM] = {"hypervolume": search, "report_hypervolume": report}
+        data["baselines"][RANDOM] = {"hypervolume": search, "report_hypervolume": report, "report_failed": summary.report_failed[RANDOM]}
     return data
 
 

@@ -29,6 +29,7 @@ class Mark:
         search: objective name -> value on the search part.
         report: objective name -> value on the report part; None where it was not scored there.
         standard_errors: part -> objective name -> standard error over items; None where unknown.
+        report_error: why it could not be scored on the report part, None where it was or nobody tried.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Mark:
     search: Mapping[str, float]
     report: Mapping[str, float] | None = None
     standard_errors: Mapping[Part, Mapping[str, float | None]] = field(default_factory=dict)
+    report_error: str | None = None
 
     def error(self, objective: str, part: Part) -> float | None:
         """Return the standard error of one value, None when unknown."""
@@ -58,12 +60,14 @@ class Summary:
         baselines: in the problem's order.
         reference: point that bounds the hypervolume, by objective name; empty when it is not known.
         hypervolumes: name -> (search, report), the front first, then each baseline and set of baselines.
-        still_nondominated: points of the front that are non-dominated among its points on the report part; None where nothing is held out.
+        still_nondominated: points of the front that are non-dominated on the report part among those that could be scored there; None where
+            none was.
         warnings: what the data and the strategy had to say about the search, and whose outputs are flawed more or less than others'.
         flaws: how often outputs are flawed.
         recalled: how many candidates make the same model as earlier ones and were answered from memory.
         censored: how many candidates a race dropped before they were scored in full.
         items: on how many items candidates were scored, over all objectives, and how many full scorings would have taken.
+        report_failed: name of a hypervolume -> how many members of its set could not be scored on the report part; the others count.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Summary:
     recalled: int = 0
     censored: int = 0
     items: tuple[int, int] = (0, 0)
+    report_failed: Mapping[str, int] = field(default_factory=dict)
 
 
 def summarise(run: Run, random: Run | None = None) -> Summary:
@@ -114,7 +119,8 @@ def summarise(run: Run, random: Run | None = None) -> Summary:
         reference=dict(zip(run.front.names, run.reference or (), strict=False)),
         hypervolumes=_hypervolumes(data) | _volume_of(random, run),
         still_nondominated=run.front.still_nondominated_on_report() if reported else None,
-        warnings=(*run.warnings, *(flaw.warning for flaw in found if flaw.warning is not None)),
+        report_failed=_report_failed(data, random),
+        warnings=(*run.warnings, *data["warnings"], *(flaw.warning for flaw in found if flaw.warning is not None)),
         flaws=found,
     )
 
@@ -126,7 +132,12 @@ def _reason(trial: Trial) -> str:
 
 def _mark(trial: Trial, label: str) -> Mark:
     errors = {part: {name: score.standard_error for name, score in scores.items()} for part, scores in trial.scores.items()}
-    return Mark(label, trial.number, trial.values() or {}, trial.values("report"), errors)
+    return Mark(label, trial.number, trial.values() or {}, trial.values("report"), errors, trial.report_error)
+
+
+def _report_failed(data: Mapping[str, Any], random: Run | None) -> dict[str, int]:
+    found = {"front": data["report_failed"]} | {name: group["report_failed"] for name, group in data["baselines"].items()}
+    return found if random is None else found | {RANDOM: random.front_json()["report_failed"]}
 
 
 def _hypervolumes(data: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:

@@ -53,13 +53,14 @@ def front_tables(summary: Summary, *, width: int, whole: bool = False) -> list[T
 def hypervolume_table(summary: Summary) -> Table:
     """Return the hypervolume of the front beside those of the baselines, on both parts."""
     table = _table("hypervolume", "search")
-    reported = any(report is not None for _, report in summary.hypervolumes.values())
+    reported = any(report is not None for _, report in summary.hypervolumes.values()) or any(summary.report_failed.values())
     if reported:
         table.add_column("report", justify="right")
     for name, (search, report) in summary.hypervolumes.items():
         cells = [escape(name), _number(search)]
         if reported:
-            cells.append("" if report is None else _number(report))
+            failed = summary.report_failed.get(name, 0)
+            cells.append(" ".join([*([] if report is None else [_number(report)]), *([f"({failed} failed)"] if failed else [])]))
         table.add_row(*cells, style="bold" if name == "front" else "dim")
     return table
 
@@ -84,9 +85,9 @@ def verdict(summary: Summary) -> list[str]:
     elif not summary.feasible:
         lines.append("no trial keeps all constraints; shown are those that break them least")
     if count and summary.still_nondominated is not None and len(summary.objectives) > 1:
-        lines.append(
-            f"{summary.still_nondominated} of {count} points stay mutually non-dominated on the report part, which the search never saw"
-        )
+        scored = sum(mark.report is not None for mark in summary.front)
+        among = f"{count} points" if scored == count else f"the {scored} points that could be scored there"
+        lines.append(f"{summary.still_nondominated} of {among} stay mutually non-dominated on the report part, which the search never saw")
     lines += _beaten(summary)
     lines += [flaw.line for flaw in summary.flaws if any((*flaw.front.values(), *flaw.baselines.values()))]
     lines += [f"warning: {warning}" for warning in summary.warnings]
@@ -124,7 +125,7 @@ def _blocks(objectives: Sequence[ObjectiveInfo], room: int) -> list[list[Objecti
 
 
 def _block(summary: Summary, objectives: Sequence[ObjectiveInfo], shown: Sequence[Mark]) -> Table:
-    reported = any(mark.report is not None for mark in (*summary.front, *summary.baselines))
+    reported = any(mark.report is not None or mark.report_error is not None for mark in (*summary.front, *summary.baselines))
     table = _table("front")
     for objective in objectives:
         table.add_column(f"{escape(objective.name)} {_arrow(objective)}\nsearch", justify="right", no_wrap=True)
@@ -160,7 +161,7 @@ def _row(mark: Mark, objectives: Sequence[ObjectiveInfo], *, reported: bool) -> 
 
 def _with_error(mark: Mark, objective: ObjectiveInfo) -> str:
     if mark.report is None:
-        return ""
+        return "" if mark.report_error is None else "failed"
     error = mark.error(objective.name, "report")
     value = _number(mark.report[objective.name])
     return value if error is None else f"{value} ± {error:.3f}" if error >= 5e-4 else f"{value} ± {error:.1e}"

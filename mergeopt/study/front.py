@@ -39,6 +39,7 @@ class FrontPoint:
         recipe: None for problems that make no model.
         feasible: whether it keeps every declared constraint.
         exporter: what `export` calls; a run gives it to its points.
+        report_error: why it could not be scored on the report part, None where it was or nobody tried.
     """
 
     trial: int
@@ -49,6 +50,7 @@ class FrontPoint:
     recipe: Recipe | None = None
     feasible: bool = True
     exporter: Exporter | None = None
+    report_error: str | None = None
 
     def export(self, to: str | Path, head: str | None = None) -> ExportReport:
         """Write this candidate as a model folder, load it back, and hold its scores against the stored ones.
@@ -116,7 +118,8 @@ class Front:
     def hypervolume(self, part: Part = "search", reference: Sequence[float] | None = None) -> float | None:
         """Return the hypervolume that the points dominate; None without a reference point or without points scored on that part.
 
-        It is zero where every point breaks a constraint.
+        It is zero where every point breaks a constraint. On `report` it is that of the points that could be scored there, a lower bound
+        where some could not (their `report_error` says why).
 
         Args:
             part: whose values count; on `report` the points are still those chosen on the search part.
@@ -131,7 +134,7 @@ class Front:
         return hypervolume(values, self.objectives, at)
 
     def still_nondominated_on_report(self) -> int:
-        """Return how many points are non-dominated among the front's points when the report part's values decide."""
+        """Return how many points are non-dominated, by the report part's values, among those that could be scored there."""
         values = [v for v in (self._values(point, "report") for point in self.points) if v is not None]
         if not values:
             return 0
@@ -281,4 +284,4 @@ def reference_point(objectives: Sequence[ObjectiveInfo], known: Sequence[Sequenc
 def _stored(trial: Trial, names: Sequence[str]) -> FrontPoint:
     values = {part: {name: scores[name].value for name in names} for part, scores in trial.scores.items()}
     errors = {part: {name: scores[name].standard_error for name in names} for part, scores in trial.scores.items()}
-    return FrontPoint(trial.number, values["search"], values.get("report"), errors, trial.genome)
+    return FrontPoint(trial.number, values["search"], values.get("report"), errors, trial.genome, report_error=trial.report_error)

@@ -19,7 +19,7 @@ from mergeopt.strategy import Ask, AskState, Budget, Candidate, Learner, Result,
 from mergeopt.study.evaluations import evaluations, raced, verdict
 from mergeopt.study.front import reference_point
 from mergeopt.study.interrupt import Interrupt
-from mergeopt.study.snapshot import Publisher, search_front
+from mergeopt.study.snapshot import Publisher, held_out, report_warnings
 from mergeopt.study.store import Learned, Store
 from mergeopt.study.trial import Kind, Trial, losses, proposal_key, violations
 from mergeopt.task import Score
@@ -211,12 +211,11 @@ class Search:
             self._warn([f"memory was short: from trial {len(self._trials)} on, {_said(reduced)}"])
 
     def _report(self) -> None:
-        """Score the baselines and the front's members on the report part, as far as that has not been done."""
+        """Score the baselines and the front's members on the report part, as far as that has not been done, or failed."""
         self._phase = "report"
         if "report" not in self._problem.parts:
             return
-        front = {point.trial for point in search_front(self._trials, self._objectives, self._reference).points}
-        wanted = [trial for trial in self._trials if trial.ok and (trial.kind == "baseline" or trial.number in front)]
+        wanted = held_out(self._trials, self._objectives, self._reference)
         origins = sorted({trial.origin for trial in wanted if "report" not in self._trials[trial.origin].scores})
         proposals = [Proposal(t.name, t.genome, t.recipe) for t in (self._trials[number] for number in origins)]
         stream = evaluations(self._problem, proposals, "report")
@@ -227,6 +226,8 @@ class Search:
             if self._interrupt.requested is not None:
                 break
         self._trials = self._store.trials()
+        for warning in report_warnings(self._trials, self._objectives, self._reference):
+            log.warning("%s", warning)
 
     def _score(self, kind: Kind, items: Sequence[_Item]) -> list[Trial]:
         """Return one trial per item, in order; fewer when a signal came."""

@@ -59,7 +59,8 @@ def optimize(
         init: starting points.
         batch: candidates per ask, >= 1.
         resume: go on with the run in `out`, by replaying it: what is stored is compared bit for bit and used, the rest is evaluated. A
-            larger budget extends it; a finished run with the same budget is returned as it is.
+            larger budget extends it; a finished run with the same budget is returned as it is, after
+            another try at what could not be scored on the report part.
         racing: how to drop candidates before they are scored in full: a rule's name, a mapping with `rule` and options, or a `Racing`; None
             scores all in full. Baselines and starting points always are.
         header: more to store with the run, JSON-able (the run file, say); its key `strategy` describes the strategy's options, which a
@@ -90,7 +91,10 @@ def optimize(
     if stored:
         check_budget(folder, strategy, spend, stored)
     if stored.get("state") == "finished" and spend.evaluations <= stored["budget"]:
-        return Run.open(folder, problem)
+        finished = Run.open(folder, problem)
+        if not finished.report_failures:
+            return finished
+        spend = Budget(stored["budget"], stored.get("gradient_budget"))
     strategy.setup(opened(problem, strategy, folder), seed=seed, budget=spend, batch=batch)
     as_reduced(problem, stored)
     if isinstance(problem, MergeProblem):

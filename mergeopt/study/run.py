@@ -21,7 +21,7 @@ from mergeopt.study.export import ExportReport, export_model
 from mergeopt.study.front import Front, FrontPoint
 from mergeopt.study.lock import is_locked
 from mergeopt.study.rebuild import as_reduced, rebuild
-from mergeopt.study.snapshot import front_json, search_front
+from mergeopt.study.snapshot import front_json, held_out, search_front
 from mergeopt.study.store import Header, read_records, read_run
 from mergeopt.study.trial import Trial, items_scored
 from mergeopt.task import ObjectiveInfo, Part
@@ -138,6 +138,12 @@ class Run:
     def baselines(self) -> tuple[Trial, ...]:
         """The points every result is held against, failed ones included."""
         return tuple(trial for trial in self.trials if trial.kind == "baseline")
+
+    @property
+    def report_failures(self) -> tuple[Trial, ...]:
+        """The baselines and members of the front that could not be scored on the report part; resuming the run tries them again."""
+        wanted = held_out(self.trials, self.objectives, self.reference)
+        return tuple(trial for trial in wanted if trial.report_error is not None)
 
     @functools.cached_property
     def front(self) -> Front:

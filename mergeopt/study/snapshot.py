@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from mergeopt.study.front import Front, FrontPoint, hypervolume
 from mergeopt.study.trial import Trial, items_scored, losses, recalled, to_natural
 from mergeopt.task import ObjectiveInfo, Part
 
-__all__ = ["Progress", "Publisher", "front_json", "search_front"]
+__all__ = ["Progress", "Publisher", "front_json", "held_out", "report_warnings", "search_front"]
 
 FORMAT = 1
 INTERVAL = 1.0  # seconds between two writes, at least
@@ -151,11 +152,30 @@ def search_front(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], r
     return Front.of_trials([trial for trial in trials if trial.charged], objectives, reference)
 
 
+def held_out(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], reference: Sequence[float] | None) -> list[Trial]:
+    """Return the trials that are to be scored on the report part: scored baselines and the front's members."""
+    front = {point.trial for point in search_front(trials, objectives, reference).points}
+    return [trial for trial in trials if trial.ok and (trial.kind == "baseline" or trial.number in front)]
+
+
+def report_warnings(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], reference: Sequence[float] | None) -> list[str]:
+    """Return what to say of baselines and members of the front that could not be scored on the report part; nothing where all were."""
+    wanted = held_out(trials, objectives, reference)
+    sets = {"points of the front": [t for t in wanted if t.charged], "baselines": [t for t in wanted if t.kind == "baseline"]}
+    counts = {what: (sum(trial.report_error is not None for trial in own), len(own)) for what, own in sets.items()}
+    told = " and ".join(f"{failed} of {count} {what}" for what, (failed, count) in counts.items() if failed)
+    if not told:
+        return []
+    reason, times = Counter(trial.report_error for trial in wanted if trial.report_error is not None).most_common(1)[0]
+    return [f"{told} could not be scored on the report part, {times} with: {reason}; resuming the run tries them again"]
+
+
 def front_json(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], reference: Sequence[float] | None) -> dict[str, Any]:
     """Return the front as JSON-able data; its shape is a stable interface.
 
     `baselines` holds every scored baseline by name and, under `experts`, all baselines named `expert:...` together: their joint
-    hypervolume, the best of them per objective, and their names as `members`.
+    hypervolume, the best of them per objective, and their names as `members`. Of a set, `report_failed` members could not be scored on
+    the report part: its report values are those of the others. `report_error` of a point or baseline says why, and `warnings` sums up.
     """
     front = search_front(trials, objectives, reference)
     return {
@@ -165,14 +185,19 @@ def front_json(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], ref
         "feasible": front.feasible,
         "hypervolume": front.hypervolume(),
         "report_hypervolume": front.hypervolume("report"),
+        "report_failed": sum(point.report_error is not None for point in front.points),
         "baselines": _baselines(trials, objectives, reference),
         "points": [_point(point, front.names) for point in front.points],
+        "warnings": report_warnings(trials, objectives, reference),
     }
 
 
 def _baselines(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], reference: Sequence[float] | None) -> dict[str, Any]:
     scored = [trial for trial in trials if trial.kind == "baseline" and trial.ok]
-    found: dict[str, Any] = {trial.name: {"trial": trial.number, **_group([trial], objectives, reference)} for trial in scored}
+    found: dict[str, Any] = {
+        trial.name: {"trial": trial.number, **_group([trial], objectives, reference), "report_error": trial.report_error}
+        for trial in scored
+    }
     experts = [trial for trial in scored if trial.name.startswith("expert:")]
     if experts and "experts" not in found:
         found["experts"] = {"members": [trial.name for trial in experts], **_group(experts, objectives, reference)}
@@ -180,7 +205,7 @@ def _baselines(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], ref
 
 
 def _group(trials: Sequence[Trial], objectives: Sequence[ObjectiveInfo], reference: Sequence[float] | None) -> dict[str, Any]:
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = {"report_failed": sum(trial.report_error is not None for trial in trials)}
     parts: tuple[tuple[Part, str], ...] = (("search", "hypervolume"), ("report", "report_hypervolume"))
     for part, key in parts:
         rows = [row for row in (trial.vector(objectives, part) for trial in trials) if row is not None]
@@ -196,6 +221,7 @@ def _point(point: FrontPoint, names: Sequence[str]) -> dict[str, Any]:
         "trial": point.trial,
         "search": {name: point.values[name] for name in names},
         "report": None if point.report is None else {name: point.report[name] for name in names},
+        "report_error": point.report_error,
         "standard_errors": {part: {name: errors[name] for name in names} for part, errors in point.standard_errors.items()},
         "recipe": None if point.recipe is None else point.recipe.to_json(),
         "genome": None if point.genome is None else point.genome.tolist(),

@@ -11,7 +11,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,9 +223,11 @@ def _load_trials(connection: sqlite3.Connection, folder: Path) -> list[Trial]:
         scores.setdefault(number, {}).setdefault(part, {})[name] = Score(value, standard_error, items)
     trials: list[Trial] = []
     dropped = _load_censored(connection, folder, scores)
+    failed = dict(connection.execute("SELECT trial, error FROM rescores WHERE part='report' AND error IS NOT NULL"))
     for row in connection.execute("SELECT * FROM trials ORDER BY number"):
         try:
-            trials.append(_trial(row, scores, dropped))
+            trial = _trial(row, scores, dropped)
+            trials.append(replace(trial, report_error=failed.get(trial.origin)))
         except (ValueError, TypeError) as error:
             raise _unreadable(folder, f"trial {row[0]}", error) from error
         if trials[-1].number != len(trials) - 1:

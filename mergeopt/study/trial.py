@@ -43,6 +43,7 @@ class Trial:
         created: seconds since the epoch.
         scores: part -> objective name -> score, without records; none of a trial that was not scored in full.
         censored: what is known of a candidate that a race dropped, None for any other.
+        report_error: why it could not be scored on the report part, None where it was or nobody tried.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Trial:
     created: float = 0.0
     scores: Mapping[Part, Mapping[str, Score]] = field(default_factory=dict)
     censored: Censored | None = None
+    report_error: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -18,6 +18,8 @@ from mergeopt import registry
 from mergeopt.errors import CandidateError, ConfigError, Failure, StoreError, StrategyError
 from mergeopt.problem import Evaluation, Proposal
 from mergeopt.recipe import Argument, Recipe, Source
+from mergeopt.report.summary import summarise
+from mergeopt.report.table import hypervolume_table, verdict
 from mergeopt.strategy import Ask, AskState, Candidate, Status, StrategyInfo
 from mergeopt.study.optimize import optimize
 from mergeopt.study.run import Run
@@ -176,6 +178,61 @@ def test_front_members_and_baselines_are_scored_on_the_report_part(tmp_path: Pat
     assert point.report is not None
     assert point.report != point.values
     assert run.records(point.trial, "report", "distance")["label"].tolist() == ["a", "b", "c", "d"]
+
+
+@dataclass(frozen=True)
+class HalfReported(Quadratic):
+    """Cannot score on the report part what lies right of a limit that has mended since when it is another."""
+
+    limit: float = 0.4
+
+    def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
+        for proposal, evaluation in zip(proposals, super().evaluate(proposals, part), strict=True):
+            assert proposal.genome is not None
+            failed = part == "report" and proposal.genome[0] > self.limit
+            yield Evaluation({}, "no such file: held_out.txt") if failed else evaluation
+
+
+def test_what_could_not_be_scored_on_the_report_part_is_told(tmp_path: Path) -> None:
+    """Points and baselines that fail on the report part are counted with their reason, and only the others are compared there."""
+    run = optimize(HalfReported(), Listed(grid(9)), budget=9, out=tmp_path)
+    failed = [point for point in run.front.points if point.report is None]
+    scored = [point for point in run.front.points if point.report is not None]
+    assert failed
+    assert scored
+    assert {point.report_error for point in failed} == {"no such file: held_out.txt"}
+    assert {point.report_error for point in scored} == {None}
+    assert [trial.name for trial in run.report_failures if trial.kind == "baseline"] == ["uniform", "expert:b"]
+    data = json.loads((tmp_path / "front.json").read_text())
+    assert data["report_failed"] == len(failed)
+    assert {name: group["report_failed"] for name, group in data["baselines"].items()} == {
+        "base": 0,
+        "uniform": 1,
+        "expert:a": 0,
+        "expert:b": 1,
+        "experts": 1,
+    }
+    count = len(run.front)
+    told = (
+        f"{len(failed)} of {count} points of the front and 2 of 4 baselines could not be scored on the report part, {len(failed) + 2} with"
+    )
+    assert data["warnings"] == [f"{told}: no such file: held_out.txt; resuming the run tries them again"]
+    summary = summarise(run)
+    assert set(data["warnings"]) <= set(summary.warnings)
+    still = run.front.still_nondominated_on_report()
+    lines = verdict(summary)
+    assert any(line.startswith(f"{still} of the {len(scored)} points that could be scored there stay") for line in lines)
+    assert str(next(iter(hypervolume_table(summary).columns[2].cells))).endswith(f" ({len(failed)} failed)")
+
+
+def test_resuming_a_finished_run_tries_failed_report_scorings_again(tmp_path: Path) -> None:
+    """Once the cause is mended, resuming a finished run with any budget makes it the run that never failed."""
+    broken = optimize(HalfReported(), Climber(), budget=20, out=tmp_path / "run")
+    assert broken.report_failures
+    mended = optimize(HalfReported(limit=2.0), Climber(), budget=5, out=tmp_path / "run", resume=True)
+    assert mended.header["budget"] == 20
+    assert not mended.report_failures
+    assert mended.front_json() == optimize(Quadratic(), Climber(), budget=20, out=tmp_path / "whole").front_json()
 
 
 def test_a_problem_without_a_report_part_has_search_scores_only(tmp_path: Path) -> None:
