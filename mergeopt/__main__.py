@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mergeopt: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except (MemoryError, RuntimeError, OSError) as error:
-        from mergeopt.evaluation.out_of_memory import is_out_of_memory
+        from mergeopt.evaluation.shortage import is_out_of_memory
 
         if debug or not is_out_of_memory(error):
             raise

@@ -15,7 +15,7 @@ import torch
 
 from mergeopt.errors import ConfigError
 
-__all__ = ["Frugality", "Room", "parse_size", "room", "size_text", "status_bytes"]
+__all__ = ["Frugality", "Room", "held", "parse_size", "room", "size_text", "status_bytes"]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 UNLIMITED = 1 << 60  # version 1 of control groups writes "no limit" as a number of this order
@@ -65,14 +65,17 @@ def room(device: torch.device, limit: int | None = None) -> Room:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         rooms = [Room(free + unused, "free memory of the card")]
-        held = torch.cuda.memory_allocated(device)
     else:
         rooms = [*_free(), *_process_limits(), *_control_groups()]
-        held = status_bytes("RssAnon") or 0
     if limit is not None:
-        rooms.append(Room(limit - held, "memory: limit"))
+        rooms.append(Room(limit - held(device), "memory: limit"))
     least = min(rooms, key=lambda found: found.bytes, default=Room(sys.maxsize, "nothing"))
     return Room(max(0, least.bytes), least.bound)
+
+
+def held(device: torch.device) -> int:
+    """Return how many bytes this process holds on a device already, as far as a limit counts them; 0 where the system does not tell."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else status_bytes("RssAnon") or 0
 
 
 def parse_size(text: str | int) -> int:

@@ -34,10 +34,11 @@ from mergeopt.evaluation.race import Heat, Race
 from mergeopt.evaluation.racing import Racing
 from mergeopt.evaluation.recall import Recall
 from mergeopt.evaluation.recipe_values import recipe_values
+from mergeopt.evaluation.stack_file import check_folder
 from mergeopt.evaluation.threads import pick_threads
 from mergeopt.genomes.coefficients import CoefficientSpace
 from mergeopt.lineage import Lineage
-from mergeopt.memory import Frugality, Room, room
+from mergeopt.memory import Frugality, Room, held, room, size_text
 from mergeopt.models.groups import grouping
 from mergeopt.models.layout import Layout
 from mergeopt.models.pool import Pool
@@ -142,6 +143,8 @@ class MergeProblem:
         self._scored_at_once = scored_at_once(self.objectives)
         self._candidates = batch
         self.frugality = frugality or Frugality()
+        if self.frugality.folder is not None:
+            check_folder(self.frugality.folder)
         self._needs: tuple[str, ...] = ()
         self._asked = batch
         if self.frugality.stack == "file" and self.device.type != "cpu":
@@ -168,16 +171,17 @@ class MergeProblem:
             self._find_operator,
             dtype=self.dtype,
             device=self.device,
-            batch=min(self._candidates, self._fit.candidates),
+            batch=min(self._candidates, self.fit.candidates),
             threads=self.threads,
-            prefixes=self.prefixes,
-            folder=self._fit.folder,
+            prefixes=None if self.prefixes is None else self.fit.prefixes,
+            folder=self.fit.folder,
         )
 
     @cached_property
     def _scorer(self) -> Evaluator | LayerMajor:
         if self.scoring == "candidates":
             return self.evaluator
+        self.memory()  # refuses a limit that it exceeds
         return LayerMajor(
             self.layout,
             self.objectives,
@@ -201,7 +205,7 @@ class MergeProblem:
         """What is smaller than it was meant to be since memory was short: `items` scored at a time by objective, and `candidates`."""
         now = scored_at_once(self.objectives)
         items = {name: size for name, size in now.items() if size < self._scored_at_once[name]}
-        meant = min(self.batch, self._fit.candidates)
+        meant = min(self.batch, self.fit.candidates)
         count = min(meant, self._live.arena.candidates if "_live" in self.__dict__ else self._candidates)
         return ({"items": items} if items else {}) | ({"candidates": count} if count < meant else {})
 
@@ -210,7 +214,8 @@ class MergeProblem:
         self._needs, self._asked = tuple(needs), together or self.batch
         if "members" in self._needs:
             self._asked = min(self._asked, len(self.pool.expert_names))
-        self.__dict__.pop("_fit", None)  # what was planned for whoever asked before
+        if "_live" not in self.__dict__:
+            self.__dict__.pop("fit", None)  # what was planned for whoever asked before
 
     def reduce(self, to: Mapping[str, Any]) -> None:
         """Score as another process did whose memory was short."""
@@ -399,11 +404,17 @@ class MergeProblem:
         }
 
     def memory(self) -> Mapping[str, int]:
-        """Predicted bytes of the weights that are in memory at once when most are, by what they are; activations come on top."""
+        """Predicted bytes of the weights that are in memory at once when most are, by what they are; activations come on top.
+
+        Raises:
+            ConfigError: they exceed the limit that the user gave, however few are in memory.
+        """
         if self.scoring == "layers":
             needed = LayerMajor.needs(self.layout, self.dtype, self.batch)
-            return {"candidates": needed, "temporary": Materializer.preparing(self.layout, self._footprint.rows)}
-        return self._footprint.peak(self._fit.candidates, self._fit.folder)
+            parts = {"candidates": needed, "temporary": Materializer.preparing(self.layout, self._footprint.rows)}
+            self._check_limit(parts, "ask for fewer candidates at a time (batch)")
+            return parts
+        return self._footprint.peak(self.fit.candidates, self.fit.folder, self.fit.prefixes)
 
     def activations(self, learned: int | None = None) -> int | None:
         """Predicted bytes that scoring takes besides weights, found out by one batch without them; None where the system does not tell.
@@ -420,16 +431,49 @@ class MergeProblem:
         return room(self.device, self.frugality.limit)
 
     @cached_property
-    def _fit(self) -> Fit:
-        """How many candidates are in memory, and whether base and experts are; found once, before anything is loaded."""
+    def fit(self) -> Fit:
+        """How many candidates are in memory, and whether base and experts are; found once, before anything is loaded.
+
+        Raises:
+            ConfigError: not even one candidate fits into the limit that the user gave.
+        """
         frugality = self.frugality
         if self.device.type != "cpu" and frugality.stack != "file":
             frugality = replace(frugality, stack="memory")
         most = min(self.batch, max(self._asked, len(self.baselines())))
-        fit = self._footprint.fit(self.room, most, folder=frugality.folder or cache_folder() / "stacks", stack=frugality.stack)
+        there = self.room
+        fit = self._footprint.fit(there, most, folder=frugality.folder or cache_folder() / "stacks", stack=frugality.stack)
+        least = self._footprint.peak(fit.candidates, fit.folder)
+        self._check_limit(
+            least,
+            *(["keep base and experts in a file (stack: file)"] if self.device.type == "cpu" and frugality.stack == "memory" else []),
+            "score layer by layer (scoring: layers)",
+        )
+        if sum(least.values()) > there.bytes:
+            needed, free = size_text(sum(least.values())), size_text(there.bytes)
+            log.warning("weights take %s, and only %s are to be had (%s): memory may run out", needed, free, there.bound)
         if fit.folder is not None and frugality.stack == "auto":
-            log.info("base and experts do not fit into memory (%s): they are kept in a file in %s", self.room.bound, fit.folder)
+            log.info("base and experts do not fit into memory (%s): they are kept in a file in %s", there.bound, fit.folder)
+        if self.prefixes is not None and fit.prefixes < self.prefixes:
+            log.info("memory: prefixes: %s are kept at most (%s)", size_text(fit.prefixes), there.bound)
         return fit
+
+    def _check_limit(self, parts: Mapping[str, int], *ways: str) -> None:
+        """Refuse a limit of the user's that a plan exceeds, activations left aside. Free memory may grow, and refuses nothing.
+
+        Args:
+            parts: of the smallest plan, in bytes, by what they are.
+            ways: to a smaller one, besides a higher limit.
+        """
+        limit, own, needed = self.frugality.limit, held(self.device), sum(parts.values())
+        if limit is None or own + needed <= limit:
+            return
+        details = ", ".join(f"{what} {size_text(count)}" for what, count in parts.items() if count)
+        raise ConfigError(
+            f"memory: limit: {size_text(limit)} is too little: this process holds {size_text(own)} already, and weights take at least "
+            f"{size_text(needed)} more ({details}); raise it above {size_text(own + needed)}, beside which a batch needs room, or "
+            + " or ".join(ways)
+        )
 
     @property
     def _footprint(self) -> Footprint:

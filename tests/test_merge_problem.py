@@ -12,7 +12,7 @@ import torch
 from mergeopt.errors import ConfigError, PluginError
 from mergeopt.evaluation.footprint import SHARE
 from mergeopt.evaluation.objectives import FunctionObjective
-from mergeopt.memory import Room
+from mergeopt.memory import Frugality, Room, held
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.models.pool import Pool
 from mergeopt.operators.contract import Param, Requires
@@ -253,3 +253,42 @@ def test_more_memory_holds_no_fewer_candidates(folders: Folders) -> None:
     assert in_memory[-1] == 8  # as one pass over memory serves
     assert [inside for inside, _ in seen] == sorted(inside for inside, _ in seen)
     assert any(not inside for inside, _ in seen)
+
+
+def test_activations_are_kept_in_what_all_else_leaves(folders: Folders) -> None:
+    """However much is asked for, candidates and the place of base and experts stay the same, and what is kept fits beside them."""
+    plain, greedy = (problem(folders, "ties", batch=20, prefixes=prefixes)._footprint for prefixes in (None, 10 << 40))
+    kept, folder = [], Path("somewhere")
+    for room in range(0, 80 * plain.layout.size, plain.layout.size):
+        least, most = (one.fit(Room(room, "test"), 20, folder=folder, stack="auto") for one in (plain, greedy))
+        assert (least.candidates, least.folder, least.prefixes) == (most.candidates, most.folder, 0)
+        searching = greedy.moments(most.candidates, most.folder, most.prefixes)["searching"]
+        assert most.prefixes == 0 or sum(searching.values()) <= SHARE * room
+        kept.append(most.prefixes)
+    assert kept[0] == 0 < kept[-1]
+
+
+def test_activations_get_what_is_left_of_a_limit(folders: Folders) -> None:
+    """What is told of activations is what the evaluator may keep, and base and experts stay in memory."""
+    made = problem(folders, prefixes=10 << 40, frugality=Frugality(limit=held(torch.device("cpu")) + (256 << 20)))
+    told = made.memory()["prefixes"]
+    assert 0 < told < 256 << 20
+    assert made.evaluator.prefixes is not None
+    assert (made.evaluator.prefixes.limit, made.fit.folder) == (told, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({"frugality": Frugality(limit=1 << 20)}, r"or score layer by layer \(scoring: layers\)"),
+        ({"frugality": Frugality(limit=1 << 20, stack="memory")}, r"or keep base and experts in a file \(stack: file\) or score layer"),
+        ({"frugality": Frugality(limit=1 << 20), "scoring": "layers"}, r"or ask for fewer candidates at a time \(batch\)"),
+    ],
+)
+def test_a_limit_that_nothing_fits_into_is_refused(folders: Folders, options: dict[str, Any], way: str) -> None:
+    """A limit below what one candidate takes says what is needed at least and what to do, before anything is loaded."""
+    made = problem(folders, **options)
+    for look in (made.memory, made.load):
+        with pytest.raises(ConfigError, match=rf"memory: limit: 1.0 MiB is too little: .* take at least .* raise it above .*{way}"):
+            look()
+    problem(folders, **{**options, "frugality": Frugality(limit=1 << 50)}).memory()

@@ -151,10 +151,23 @@ def _memory(problem: Problem, strategy: Strategy) -> list[str]:
     needed = sum(parts.values())
     details = ", ".join(f"{what} {size_text(count)}" for what, count in parts.items() if count)
     lines = [f"memory      {size_text(needed)}: {details}", f"            {size_text(there.bytes)} are to be had ({there.bound})"]
+    lines += [f"            {line}" for line in _places(problem)]
     if needed - (held or 0) > there.bytes:
         lines.append(
             "            that is too little: a smaller `batch` of the objectives takes less, and `memory: {scoring: layers}` least"
         )
+    return lines
+
+
+def _places(problem: MergeProblem) -> list[str]:
+    """Say how many candidates are made at a time, where base and experts are meanwhile, and what is kept of those asked for."""
+    if problem.scoring == "layers":
+        return [f"{problem.batch} candidates at a time, layer by layer; base and experts are read from their own files"]
+    fit = problem.fit
+    where = "in memory" if fit.folder is None else f"in a file in {fit.folder}"
+    lines = [f"{fit.candidates} candidate{'s' if fit.candidates > 1 else ''} at a time; base and experts {where}"]
+    if problem.prefixes is not None and fit.prefixes < problem.prefixes:
+        lines.append(f"prefixes get {size_text(fit.prefixes)} of {size_text(problem.prefixes)}: what is left beside these")
     return lines
 
 

@@ -9,10 +9,10 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mergeopt.errors import ConfigError, UserError, nearest
 from mergeopt.evaluation.racing import Racing
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 
+LEAST = 1 << 20
+"""Bytes below which a size is taken for one whose unit was forgotten."""
 ALTERNATIVES = {
     "str": "a name, or a mapping with the key 'name'",
     "dict[str,any]": "a name, or a mapping with the key 'name'",
@@ -56,6 +58,14 @@ WANTED = {
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and int in (kind, *get_args(kind)):
+            raise ValueError(f"expected a whole number, got {value}")
+        return value
 
 
 class Model(_Section):
@@ -108,9 +118,18 @@ class Memory(_Section):
     @classmethod
     def _size(cls, value: Any) -> int | None:
         try:
-            return None if value is None else parse_size(value)
+            size = None if value is None else parse_size(value)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        if size is not None and size < LEAST:
+            raise ValueError(f"expected 1MiB or more, got {value!r}, which is {size} bytes; write the unit, such as {value}GiB or 500MB")
+        return size
+
+    @model_validator(mode="after")
+    def _folder_is_used(self) -> Memory:
+        if self.folder is not None and self.stack == "memory":
+            raise ValueError("folder: nothing is kept in a file with stack: memory; leave one of the two out")
+        return self
 
 
 class Budgeted(_Section):

@@ -19,13 +19,13 @@ from mergeopt.evaluation.correction import corrected, open_learned
 from mergeopt.evaluation.expert_statistics import recipe_statistics
 from mergeopt.evaluation.fingerprint import fingerprint
 from mergeopt.evaluation.materialize import Contents, Materializer, Stack, StatisticsOf, Values, stream
-from mergeopt.evaluation.out_of_memory import Shortage, attempt
 from mergeopt.evaluation.outcome import Outcome
 from mergeopt.evaluation.population import Population
 from mergeopt.evaluation.prefix import Identity, PrefixCache, identity
 from mergeopt.evaluation.recall import Recall, bytes_of_scores
 from mergeopt.evaluation.recipe_values import kind_of, prepared_of, recipe_values
 from mergeopt.evaluation.score import score_model
+from mergeopt.evaluation.shortage import Shortage, attempt
 from mergeopt.evaluation.threads import computing_threads, pick_threads
 from mergeopt.learned import LearnedSet
 from mergeopt.lineage import Lineage

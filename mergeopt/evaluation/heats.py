@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from mergeopt.errors import CandidateError, MemoryShortage
 from mergeopt.evaluation.censored import Censored
 from mergeopt.evaluation.evaluator import Evaluator
-from mergeopt.evaluation.out_of_memory import Shortage
 from mergeopt.evaluation.outcome import Outcome
 from mergeopt.evaluation.race import Heat
 from mergeopt.evaluation.recall import Recall, bytes_of_records
 from mergeopt.evaluation.score import record_items
+from mergeopt.evaluation.shortage import Shortage
 from mergeopt.evaluation.threads import computing_threads
 from mergeopt.recipe import Recipe
 from mergeopt.task import Records

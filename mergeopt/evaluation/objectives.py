@@ -14,6 +14,7 @@ from mergeopt.batched_task import JudgedTask
 from mergeopt.errors import CandidateError, ConfigError, DataError, nearest
 from mergeopt.evaluation.compared_task import DIVERGENCE, ComparedTask
 from mergeopt.evaluation.expert_logits import ExpertModel
+from mergeopt.evaluation.shortage import Shortage, attempt
 from mergeopt.evaluation.user_functions import name_of, numbers, source_hash
 from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records, Score, Task
 
@@ -125,7 +126,7 @@ class TaskObjective:
         """Return the score that records of some or all items of a part make.
 
         Raises:
-            CandidateError: the value is not finite.
+            CandidateError: the value is not finite, or there is not enough memory for the metric.
             DataError: the records lack a column that the metric needs.
         """
         name = self._info.name
@@ -135,13 +136,26 @@ class TaskObjective:
                     f"objective {name!r}: the metric {self.metric.name!r} needs the column {column!r}, which the task "
                     f"{self.task.name!r} does not record; {nearest(column, records)}"
                 )
-        value = float(self.metric.aggregate(records))
+        value, error = self._aggregate(records)
         items = len(next(iter(records.values())))
         if not math.isfinite(value):
             raise CandidateError(
                 f"objective {name!r}: {self.metric.name} over {items} items of the {part} part is {value}, not a finite number"
             )
-        return Score(value, _finite(self.metric.standard_error(records)), items, records)
+        return Score(value, error, items, records)
+
+    def _aggregate(self, records: Records) -> tuple[float, float | None]:
+        """Return the metric's value and its standard error, None where it is unknown.
+
+        Raises:
+            CandidateError: it ran out of memory. It gets all records at once: that is no reason to score fewer items at a time.
+        """
+        found = attempt(lambda: (float(self.metric.aggregate(records)), _finite(self.metric.standard_error(records))))
+        if isinstance(found, Shortage):
+            raise CandidateError(
+                f"objective {self._info.name!r}: there is not enough memory for the metric {self.metric.name!r}: {found.said}"
+            )
+        return found
 
 
 class FunctionObjective:

@@ -12,7 +12,8 @@ import torch
 
 from mergeopt.errors import CandidateError, MemoryShortage
 from mergeopt.evaluation.objectives import TaskObjective
-from mergeopt.evaluation.out_of_memory import Shortage, attempt, halve_batch
+from mergeopt.evaluation.out_of_memory import halve_batch
+from mergeopt.evaluation.shortage import Shortage, attempt
 from mergeopt.task import Objective, Part, Records, Score
 
 __all__ = ["guarded", "record_items", "score_model"]

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mergeopt.errors import StoreError
+from mergeopt.errors import ConfigError, StoreError
 from mergeopt.memory import size_text
 
-__all__ = ["StackFile"]
+__all__ = ["StackFile", "check_folder"]
 
 
 class StackFile:
@@ -48,6 +48,19 @@ class StackFile:
                 f"cannot write the {size_text(needed)} of base and experts as they are merged to {folder}: {error.strerror or error}; "
                 "free space, or name another folder with memory: {folder: ...}"
             ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Find out whether a folder for such files is there or can be made, without making it.
+
+    Raises:
+        ConfigError: it cannot be, or nothing may be written there.
+    """
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise ConfigError(f"memory: folder: {folder} cannot be made: {place} is no folder; name one on a disk with room")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"memory: folder: {folder} cannot be used: {place} may not be written to; name another one")
 
 
 def _mapped(file: int, shape: tuple[int, int], writable: bool) -> torch.Tensor:

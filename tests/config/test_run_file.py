@@ -63,7 +63,7 @@ def test_a_stored_run_file_is_read_back_as_it_was() -> None:
     assert run_file.model.carry == {"tokenizer": "x"}
 
 
-@pytest.mark.parametrize(("text", "size"), [("2GiB", 2**31), ("500 MB", 500 * 10**6), (4096, 4096), (None, None)])
+@pytest.mark.parametrize(("text", "size"), [("2GiB", 2**31), ("500 MB", 500 * 10**6), (4 << 20, 4 << 20), (None, None)])
 def test_prefixes_are_a_size(text: Any, size: int | None) -> None:
     """A size in words or bytes is so many bytes; left out, nothing is kept and candidates are scored one by one."""
     memory = RunFile.parse({**PLAIN, "memory": {"prefixes": text}}).memory
@@ -74,6 +74,9 @@ def test_prefixes_are_a_size(text: Any, size: int | None) -> None:
     ("memory", "message"),
     [
         ({"prefixes": "much"}, "memory.prefixes: expected a size such as 8GiB, 500MB or a number of bytes, got 'much'"),
+        ({"limit": 8}, "memory.limit: expected 1MiB or more, got 8, which is 8 bytes; write the unit, such as 8GiB"),
+        ({"limit": "512kB"}, "memory.limit: expected 1MiB or more, got '512kB'"),
+        ({"stack": "memory", "folder": "stacks"}, "memory: folder: nothing is kept in a file with stack: memory"),
         ({"scoring": "layer"}, "memory.scoring: "),
         ({"prefix": "1GB"}, "unknown key 'memory.prefix'"),
     ],
@@ -180,3 +183,22 @@ def test_families_of_strategies_are_reached_by_prefix() -> None:
     assert strategy_from({"name": "random"}).info.name == "random"
     with pytest.raises(PluginError, match="unknown strategy 'pimoo:NSGA2'"):
         strategy_from("pimoo:NSGA2")
+
+
+@pytest.mark.parametrize(
+    ("key", "given_data"),
+    [
+        ("batch", {"batch": True}),
+        ("threads", {"threads": True}),
+        ("seed", {"seed": False}),
+        ("merge.statistics.items", {"merge": {"statistics": {"items": True}}}),
+        ("merge.statistics.seed", {"merge": {"statistics": {"seed": False}}}),
+        ("budget.evaluations", {"budget": {"evaluations": True}}),
+        ("budget.gradient_steps", {"budget": {"evaluations": 1, "gradient_steps": True}}),
+    ],
+)
+def test_a_truth_value_is_no_number(key: str, given_data: Any) -> None:
+    """Where a whole number is expected, true is not taken for 1, nor false for 0; where a truth value is, it still is one."""
+    with pytest.raises(ConfigError, match=f"{key}: expected a whole number, got (True|False)"):
+        RunFile.parse({**PLAIN, **given_data})
+    assert RunFile.parse({**PLAIN, "recall": False}).recall is False

@@ -15,6 +15,7 @@ from mergeopt.config import RunFile, build_problem
 from mergeopt.errors import CandidateError, ConfigError
 from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetric
 from mergeopt.evaluation.objectives import TaskObjective
+from mergeopt.evaluation.out_of_memory import scored_at_once
 from mergeopt.merge_problem import MergeProblem
 from mergeopt.task import ItemMetric, Metric
 from tests.tiny_models import tiny_gpt2, write_folders
@@ -36,6 +37,18 @@ def broken(output):
 
 def unnamed(*columns):
     return 1.0
+
+
+def hungry(output):
+    import numpy
+
+    return numpy.empty(1 << 55)
+
+
+def hungry_in_torch(output):
+    import torch
+
+    return torch.empty(1 << 55)
 
 
 def misspelt(outputs):
@@ -129,6 +142,18 @@ def test_metrics_that_raise_fail_the_candidate(tmp_path: Path) -> None:
         own = problem(tmp_path, metric=f"own.py:{name}")
         (base, *_) = own.evaluate(own.baselines(), "search")
         assert re.search(said, str(base.error))
+
+
+@pytest.mark.parametrize("name", ["hungry", "hungry_in_torch"])
+def test_metrics_that_run_out_of_memory_fail_the_candidate_alone(tmp_path: Path, name: str) -> None:
+    """A function gets all records at once, so its shortage is told, and as many items and candidates go on being scored at a time."""
+    own = problem(tmp_path, metric=f"own.py:{name}")
+    before = scored_at_once(own.objectives)
+    for outcome in own.evaluate(own.baselines(), "search"):
+        said = str(outcome.error)
+        assert re.match(rf"objective 'own': there is not enough memory for the metric '.*{name}': .*allocate", said), said
+    assert (own.reduced, scored_at_once(own.objectives)) == ({}, before)
+    assert before["own"] > 1
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ if room:
 problem = bias_problem(base, experts)
 proposals = [*problem.baselines(), *(Proposal("x", genome) for genome in np.random.default_rng(0).random((6, problem.info.space.dim)))]
 found = [outcome.scores["size"].value for outcome in problem.evaluate(proposals, "search")]
-print(json.dumps([found, problem.evaluator.arena.candidates, problem._fit.folder is not None, sum(problem.memory().values())]))
+print(json.dumps([found, problem.evaluator.arena.candidates, problem.fit.folder is not None, sum(problem.memory().values())]))
 """
 
 

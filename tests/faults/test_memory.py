@@ -164,7 +164,7 @@ def test_a_merge_that_never_fits_fails_its_trial(mergeopt: Commands, pictures: P
 
 def test_torch_says_so_in_these_words() -> None:
     """What torch's allocator raises on this machine is told as a shortage of memory, and other errors are not."""
-    from mergeopt.evaluation.out_of_memory import Shortage, attempt, is_out_of_memory
+    from mergeopt.evaluation.shortage import Shortage, attempt, is_out_of_memory
 
     found = attempt(lambda: torch.empty(1 << 55))
     assert isinstance(found, Shortage)
