@@ -252,7 +252,8 @@ class MergeProblem:
         """Return the genome [d] of a recipe.
 
         Raises:
-            ConfigError: the recipe is of another operator, other models, or lies outside the space.
+            ConfigError: the recipe is of another operator, other models, other statistics of them, or lies outside the space.
+            RecipeError: its statistics are not there.
         """
         ours = make_recipe(self.pool, self._sources, self.operator, self._midpoint, self.dtype)
         if recipe.heads is not None:
@@ -264,6 +265,7 @@ class MergeProblem:
                 )
         if [s.hash for s in (recipe.base, *recipe.experts)] != [s.hash for s in (ours.base, *ours.experts)]:
             raise ConfigError("a starting point must be a recipe over these very models; its sources have other contents")
+        self.statistics.check_same(self.operator, recipe, self.layout, self.dtype)
         return self.coefficients.encode(recipe.arguments)
 
     def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:

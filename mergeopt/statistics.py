@@ -26,7 +26,7 @@ from mergeopt.models.checkpoint import Checkpoint
 from mergeopt.operators.contract import StatisticKind, Statistics
 from mergeopt.recipe import STATISTICS, Measured, Source, content_hash, ordered_json
 
-__all__ = ["ExpertStatistics", "Gram", "Measurement", "find_statistics", "open_statistics", "write_statistics"]
+__all__ = ["ExpertStatistics", "Gram", "Measurement", "find_statistics", "measured_like", "open_statistics", "write_statistics"]
 
 FORMAT = 1
 DESCRIPTION = "statistics.json"
@@ -256,9 +256,7 @@ def open_statistics(measured: Measured, experts: Sequence[Source], shapes: Mappi
     Raises:
         RecipeError: they are not there, are damaged, or are others than the recipe's.
     """
-    # A run's or the cache's folder `statistics` holds a folder for every content hash.
-    below = Path(measured.path) / measured.hash[:HASH_DIGITS]
-    found = ExpertStatistics(below if (below / DESCRIPTION).exists() else measured.path)
+    found = ExpertStatistics(_place(measured))
     if found.hash != measured.hash:
         raise RecipeError(
             f"{measured.path} does not hold the statistics this recipe was made with: content hash {found.hash[:12]}..., the recipe says "
@@ -266,6 +264,26 @@ def open_statistics(measured: Measured, experts: Sequence[Source], shapes: Mappi
         )
     found.check(experts, shapes)
     return found
+
+
+def measured_like(measured: Measured) -> dict[str, Any]:
+    """Return how the statistics of a recipe were measured, as it was written; tensors are not read.
+
+    Raises:
+        RecipeError: they are not there, are damaged, or are others than the recipe's.
+    """
+    place = _place(measured)
+    data = _read_description(place)
+    if data.get("hash") != measured.hash or not isinstance(data.get("info"), dict):
+        raise RecipeError(f"{place} does not hold the statistics this recipe was made with, {measured.hash[:12]}...")
+    found: dict[str, Any] = data["info"]
+    return found
+
+
+def _place(measured: Measured) -> Path:
+    """Return the folder of a recipe's statistics, in the named one where that is the folder `statistics` of a run or the cache."""
+    below = Path(measured.path) / measured.hash[:HASH_DIGITS]
+    return below if (below / DESCRIPTION).exists() else Path(measured.path)
 
 
 def _identity(

@@ -21,7 +21,7 @@ from mergeopt.evaluation.threads import computing_threads
 from mergeopt.models.layout import Layout
 from mergeopt.operators.contract import MergeOperator, StatisticKind
 from mergeopt.recipe import STATISTICS, Measured, Recipe, Source
-from mergeopt.statistics import ExpertStatistics, Measurement, find_statistics, write_statistics
+from mergeopt.statistics import ExpertStatistics, Measurement, find_statistics, measured_like, write_statistics
 from mergeopt.task import DifferentiableTask, Objective, Task
 
 __all__ = ["MeasuredExperts", "Measuring"]
@@ -124,9 +124,7 @@ class MeasuredExperts:
         kinds = operator.requires.statistics
         if kinds and kinds not in self._known:
             live = evaluator()
-            tensors, dtype = [segment.name for segment in live.layout.segments], str(live.dtype).removeprefix("torch.")
-            experts = {source.name: source.hash for source in sources}
-            info = {**self.describe(operator), "experts": experts, "tensors": tensors, "dtype": dtype}
+            info = self._info(operator, live.layout, live.dtype, sources)
             found = self._find(info)
             if found is None:
                 log.info("measuring %s of %s", " and ".join(kinds), ", ".join(self._experts))
@@ -134,6 +132,30 @@ class MeasuredExperts:
                 found = write_statistics(self._parent, sources, kinds, made, info)
             self._known[kinds] = Measured(str(found.folder.absolute()), found.hash)
         return self._known.get(kinds)
+
+    def check_same(self, operator: MergeOperator, recipe: Recipe, layout: Layout, dtype: torch.dtype) -> None:
+        """Hold the statistics of a recipe over this problem's models against those of this problem; nothing is measured.
+
+        Raises:
+            ConfigError: they were measured otherwise, so that equal arguments make another model.
+            RecipeError: it names none, or they are not there.
+        """
+        if not operator.requires.statistics:
+            return
+        if recipe.statistics is None:
+            raise RecipeError(f"the recipe names no statistics of its experts, which operator {operator.name!r} works on; it is not whole")
+        theirs, ours = measured_like(recipe.statistics), self._info(operator, layout, dtype, recipe.experts)
+        for what, here in ours.items():
+            if theirs.get(what) != here:
+                raise ConfigError(
+                    f"a starting point must be a recipe of this search: its statistics {recipe.statistics.hash[:12]}... "
+                    f"({recipe.statistics.path}) were measured otherwise: {what} is {theirs.get(what)!r}, here {here!r}"
+                )
+
+    def _info(self, operator: MergeOperator, layout: Layout, dtype: torch.dtype, sources: Sequence[Source]) -> dict[str, Any]:
+        """Return all that determines the statistics of an operator, JSON-able."""
+        tensors, experts = [segment.name for segment in layout.segments], {source.name: source.hash for source in sources}
+        return {**self.describe(operator), "experts": experts, "tensors": tensors, "dtype": str(dtype).removeprefix("torch.")}
 
     def _find(self, info: Mapping[str, Any]) -> ExpertStatistics | None:
         try:

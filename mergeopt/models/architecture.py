@@ -98,6 +98,12 @@ class HubArchitecture:
         found: dict[str, Any] = self._config().to_dict()
         return found
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in order; none where the configuration names none."""
+        names: Mapping[int, str] = self.settings.get("id2label") or {}
+        return tuple(str(names[index]) for index in sorted(names))
+
     def skeleton(self) -> torch.nn.Module:
         with torch.device("meta"), quiet_transformers():
             model: torch.nn.Module = self._model_class()(self._config())

@@ -49,9 +49,7 @@ class Head:
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of its classes, in order; none where its configuration names none."""
-        settings = self.architecture.settings if isinstance(self.architecture, HubArchitecture) else {}
-        names: Mapping[int, str] = settings.get("id2label") or {}
-        return tuple(str(names[index]) for index in sorted(names))
+        return self.architecture.classes if isinstance(self.architecture, HubArchitecture) else ()
 
     def described(self) -> dict[str, Any]:
         """Return what tells it apart besides its tensors, JSON-able."""

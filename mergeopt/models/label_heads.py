@@ -8,7 +8,6 @@ experts that share a label say differently.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +17,10 @@ import torch
 from mergeopt.errors import ConfigError, MismatchError, SourceError
 from mergeopt.models.architecture import HubArchitecture
 from mergeopt.models.checkpoint import Checkpoint, TensorSpec
-from mergeopt.models.differences import configuration_differences
+from mergeopt.models.differences import UNNAMED, configuration_differences
 from mergeopt.models.heads import Head, SeparateHeads
 
 __all__ = ["LabelHeads", "LabelledCheckpoint", "label_heads"]
-
-UNNAMED = re.compile(r"LABEL_\d+")
-"""What transformers calls labels that nobody named."""
 
 
 @dataclass(frozen=True, slots=True)

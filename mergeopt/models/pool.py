@@ -14,7 +14,7 @@ from mergeopt.errors import ConfigError, MismatchError, SourceError, nearest
 from mergeopt.models.architecture import Architecture, HubArchitecture, ModuleArchitecture, TensorMap, tensor_map
 from mergeopt.models.carry import Carry, carried_files
 from mergeopt.models.checkpoint import Checkpoint, TensorSpec
-from mergeopt.models.differences import configuration_differences, tensor_differences
+from mergeopt.models.differences import configuration_differences, label_difference, tensor_differences
 from mergeopt.models.heads import Head, SeparateHeads, separate_heads
 from mergeopt.models.label_heads import label_heads
 
@@ -29,6 +29,10 @@ IN_HEADS = "in heads"
 ADVICE = (
     "only models of one architecture and configuration can be merged; where their heads alone differ, merge: {heads: separate} keeps them "
     "apart, and by_label makes them one"
+)
+LABEL_ADVICE = (
+    "merge: {heads: by_label} makes one head of the labels of all, by their names, and heads: separate keeps them apart; where the classes "
+    "are the same, correct id2label in config.json"
 )
 COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
 RESERVED = ("base", "learned", "statistics")
@@ -114,6 +118,7 @@ class Pool:
         patterns = _patterns(exclude, "exclude")
         self.exclude = tuple(patterns)
         self.coverage = self._cover(patterns)
+        self._check_labels()
         self.carry: Carry = carried_files({"base": self.base, **self.experts}, carry or {})
 
     @property
@@ -254,6 +259,13 @@ class Pool:
             problems += self._untied(key, expert, names, {**tensors.tied, **copies})
         if problems:
             raise MismatchError("\n".join(["these models do not fit together:", *problems, ADVICE]))
+
+    def _check_labels(self) -> None:
+        """Refuse to merge, row by row, heads whose rows stand for other classes."""
+        merged = [self.tensors.live[name] for name in self.coverage.merged]
+        difference = label_difference(self.architecture, self.experts, merged) if self.head_mode == "shared" else None
+        if difference is not None:
+            raise MismatchError(f"these models' heads do not fit together:\n{difference}\n{LABEL_ADVICE}")
 
     def _untied(self, key: str, expert: Checkpoint, names: set[str], tied: Mapping[str, str]) -> list[str]:
         problems = []

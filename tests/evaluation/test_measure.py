@@ -221,6 +221,18 @@ def test_other_statistics_make_another_model(make: Make) -> None:
     assert float(np.abs(losses[0] - losses[1]).max()) > 1e-5
 
 
+def test_recipes_of_other_statistics_have_no_genome(make: Make) -> None:
+    """A recipe over statistics that were measured otherwise, or are gone, is no point of this search; one of the same is."""
+    problem, other = make("fisher"), make("fisher", measuring=Measuring(items=3))
+    recipe = weighted(problem, 0.4, 0.6)
+    assert problem.decode(problem.encode(recipe)) == recipe
+    with pytest.raises(ConfigError, match=r"its statistics \w+\.\.\. \(.*\) were measured otherwise: items is 3, here 256"):
+        problem.encode(weighted(other, 0.4, 0.6))
+    assert recipe.statistics is not None
+    with pytest.raises(RecipeError, match="cannot read the statistics"):
+        problem.encode(replace(recipe, statistics=replace(recipe.statistics, path="gone")))
+
+
 def test_settings_are_part_of_the_problem(make: Make) -> None:
     """Problems that measure differently have different fingerprints; nothing is measured to know them, or for operators without need."""
     made = [make("fisher"), make("fisher", measuring=Measuring(items=7)), make("fisher", objectives("e1", "e0")), make("regmean")]

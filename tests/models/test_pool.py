@@ -169,8 +169,8 @@ def test_another_position_encoding_is_refused(tmp_path: Path, rope: dict[str, ob
 
 
 def test_harmless_settings_may_differ(vits: Folders) -> None:
-    """Label names, dropout and the version that wrote the file do not keep models apart; nor do defaults that one file spells out."""
-    labels = {str(i): f"label {i}" for i in range(5)}
+    """Labels without names, dropout and the version that wrote the file do not keep models apart; nor do spelt-out defaults."""
+    labels = {str(i): f"LABEL_{i}" for i in range(5)}
     edit_config(vits[1]["e0"], id2label=labels, label2id={v: int(k) for k, v in labels.items()}, hidden_dropout_prob=0.5)
     edit_config(vits[1]["e1"], transformers_version="4.0.0", layer_norm_eps=None, problem_type="regression")
     assert Pool(*vits).coverage.merged
@@ -184,6 +184,29 @@ def test_an_expert_folder_without_configuration_is_refused(vits: Folders, tmp_pa
         with pytest.raises(SourceError, match=rf"{experts['e1']} has no config.json"):
             Pool(base, experts, heads=heads)
     assert Pool(base, {**experts, "e1": experts["e1"] / WEIGHTS}).coverage.merged
+
+
+def test_heads_of_other_classes_are_not_merged_row_by_row(vits: Folders, tmp_path: Path) -> None:
+    """Models that name a class differently are refused, base or expert; not where their head is not merged, or has no rows of classes."""
+    base, experts = vits
+    relabel(experts["e1"], "acbde")
+    with pytest.raises(MismatchError, match=r"class 1 is 'b' in the base, 'c' in expert 'e1'\n.*heads: by_label.*heads: separate"):
+        Pool(base, experts)
+    assert Pool(base, experts, heads="by_label").coverage.merged
+    assert Pool(base, experts, exclude=[r"^classifier\."]).coverage.merged
+    edit_config(base, id2label=None, label2id=None, num_labels=5)
+    with pytest.raises(MismatchError, match=r"class 1 is 'b' in expert 'e0', 'c' in expert 'e1'"):
+        Pool(base, experts)
+    relabel(experts["e1"], "ABCDE")
+    assert Pool(base, experts).coverage.merged
+    base, experts = write_folders(tiny_gpt2, tmp_path / "gpt", experts=1)
+    relabel(base, "ab")
+    relabel(experts["e0"], "ba")
+    assert Pool(base, experts).coverage.merged
+
+
+def relabel(folder: Path, labels: str) -> None:
+    edit_config(folder, id2label={str(k): label for k, label in enumerate(labels)}, label2id={label: k for k, label in enumerate(labels)})
 
 
 def test_heads_can_be_excluded(vits: Folders) -> None:
