@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 
@@ -20,6 +20,7 @@ from mergeopt.task import Direction, Items, Metric, ObjectiveInfo, Part, Records
 
 __all__ = ["Constraint", "FunctionObjective", "LossFunction", "ObjectiveFunction", "TaskObjective"]
 
+T = TypeVar("T")
 Constraint = tuple[float | None, float | None]
 LossFunction = Callable[[torch.nn.Module, Sequence[Mapping[str, Any]] | None, torch.device], torch.Tensor]
 """Takes a live model, some items (None without a task) and the device; returns a 0-d tensor to be minimised, with its graph."""
@@ -136,21 +137,21 @@ class TaskObjective:
                     f"objective {name!r}: the metric {self.metric.name!r} needs the column {column!r}, which the task "
                     f"{self.task.name!r} does not record; {nearest(column, records)}"
                 )
-        value, error = self._aggregate(records)
+        value = float(self._aggregated(self.metric.aggregate, records))
         items = len(next(iter(records.values())))
         if not math.isfinite(value):
             raise CandidateError(
                 f"objective {name!r}: {self.metric.name} over {items} items of the {part} part is {value}, not a finite number"
             )
-        return Score(value, error, items, records)
+        return Score(value, _finite(self._aggregated(self.metric.standard_error, records)), items, records)
 
-    def _aggregate(self, records: Records) -> tuple[float, float | None]:
-        """Return the metric's value and its standard error, None where it is unknown.
+    def _aggregated(self, what: Callable[[Records], T], records: Records) -> T:
+        """Return what the metric makes of records.
 
         Raises:
             CandidateError: it ran out of memory. It gets all records at once: that is no reason to score fewer items at a time.
         """
-        found = attempt(lambda: (float(self.metric.aggregate(records)), _finite(self.metric.standard_error(records))))
+        found = attempt(lambda: what(records))
         if isinstance(found, Shortage):
             raise CandidateError(
                 f"objective {self._info.name!r}: there is not enough memory for the metric {self.metric.name!r}: {found.said}"
