@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import shutil
-import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from mergeopt.errors import RecipeError, SourceError, StoreError
 from mergeopt.models.checkpoint import Checkpoint
 from mergeopt.operators.contract import StatisticKind, Statistics
+from mergeopt.partial import partial_folder
 from mergeopt.recipe import STATISTICS, Measured, Source, content_hash, ordered_json
 
 __all__ = ["ExpertStatistics", "Gram", "Measurement", "find_statistics", "measured_like", "open_statistics", "write_statistics"]
@@ -194,32 +194,29 @@ def write_statistics(
     Raises:
         StoreError: it cannot be written.
     """
-    partial = parent / f".partial-{uuid.uuid4().hex[:8]}"
     norms, grams = [0.0] * len(experts), [dict[str, Gram]() for _ in experts]
     try:
-        partial.mkdir(parents=True)
-        for measured in measurements:
-            save_file({name: t.cpu().contiguous() for name, t in measured.tensors.items()}, partial / _file(measured.kind, measured.expert))
-            if measured.kind == "fisher":
-                norms[measured.expert] = math.sqrt(sum(float(t.double().square().sum()) for t in measured.tensors.values()))
-            grams[measured.expert] |= measured.grams
-        hashes = [source.hash for source in experts]
-        files = {kind: [Checkpoint(partial / _file(kind, expert)).hash for expert in range(len(experts))] for kind in kinds}
-        identity = _identity(hashes, norms, grams, files)
-        description = {"format": FORMAT, **identity, "kinds": list(kinds), "info": dict(info), "hash": content_hash(identity)}
-        (partial / DESCRIPTION).write_text(ordered_json(description) + "\n", encoding="utf-8")
-        for file in partial.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
-            file.chmod((partial / DESCRIPTION).stat().st_mode)
-        place = parent / str(description["hash"])[:HASH_DIGITS]
-        if _is_damaged(place):
-            shutil.rmtree(place)
-        if not place.exists():
-            partial.rename(place)
+        with partial_folder(parent) as partial:
+            for one in measurements:
+                save_file({name: t.cpu().contiguous() for name, t in one.tensors.items()}, partial / _file(one.kind, one.expert))
+                if one.kind == "fisher":
+                    norms[one.expert] = math.sqrt(sum(float(t.double().square().sum()) for t in one.tensors.values()))
+                grams[one.expert] |= one.grams
+            hashes = [source.hash for source in experts]
+            files = {kind: [Checkpoint(partial / _file(kind, expert)).hash for expert in range(len(experts))] for kind in kinds}
+            identity = _identity(hashes, norms, grams, files)
+            description = {"format": FORMAT, **identity, "kinds": list(kinds), "info": dict(info), "hash": content_hash(identity)}
+            (partial / DESCRIPTION).write_text(ordered_json(description) + "\n", encoding="utf-8")
+            for file in partial.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
+                file.chmod((partial / DESCRIPTION).stat().st_mode)
+            place = parent / str(description["hash"])[:HASH_DIGITS]
+            if _is_damaged(place):
+                shutil.rmtree(place)
+            if not place.exists():
+                partial.rename(place)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"cannot write statistics to {parent}: {reason}; free space, or write the run elsewhere") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return ExpertStatistics(place)
 
 

@@ -14,6 +14,7 @@ from mergeopt.errors import CandidateError, MemoryShortage
 from mergeopt.evaluation.objectives import TaskObjective
 from mergeopt.evaluation.out_of_memory import halve_batch
 from mergeopt.evaluation.shortage import Shortage, attempt
+from mergeopt.evaluation.user_functions import raised_at
 from mergeopt.task import Objective, Part, Records, Score
 
 __all__ = ["guarded", "record_items", "score_model"]
@@ -84,10 +85,10 @@ def _measured(objective: Objective, work: Callable[[], T]) -> T:
 
 @contextmanager
 def guarded(name: str) -> Iterator[None]:
-    """Turn whatever an objective raises into a `CandidateError` that names it."""
+    """Turn whatever an objective raises into a `CandidateError` that names it, and the line of the user's file."""
     try:
         yield
     except CandidateError:
         raise
     except Exception as error:
-        raise CandidateError(f"objective {name!r} raised {type(error).__name__}: {error}") from error
+        raise CandidateError(f"objective {name!r} raised {type(error).__name__}: {error}{raised_at(error)}") from error

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,9 @@ import torch
 
 from mergeopt.errors import CandidateError, ConfigError, nearest
 
-__all__ = ["load_function", "name_of", "numbers", "source_hash"]
+__all__ = ["load_function", "name_of", "numbers", "raised_at", "source_hash"]
+
+MODULE = "mergeopt_user_"  # begins the names of modules that are users' files
 
 
 def load_function(spec: str, root: Path) -> Callable[..., Any]:
@@ -94,10 +97,17 @@ def numbers(returned: Any, count: int | None, where: str) -> npt.NDArray[np.floa
     return values
 
 
+def raised_at(error: Exception) -> str:
+    """Return where in a user's file an error came from, ` (FILE.py:LINE)`, innermost; empty where no such file had a part in it."""
+    frames = [(frame.f_globals.get("__name__"), frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = [f" ({Path(code.co_filename).name}:{line})" for name, code, line in frames if str(name).startswith(MODULE)]
+    return places[-1] if places else ""
+
+
 def _import(file: Path) -> ModuleType:
     # named by path and content: two files of one name, or an edited file, are different modules
     identity = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:16]
-    name = f"mergeopt_user_{identity}"
+    name = f"{MODULE}{identity}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

@@ -41,7 +41,7 @@ class Launch:
 
         Raises:
             UserError: the run file asks for what cannot be had; nothing was written.
-            Failure: nothing could be scored, or the strategy broke its contract.
+            Failure: no candidate could be scored, or the strategy broke its contract.
         """
         run_file = self.run_file
         if run_file.budget is None:

@@ -106,7 +106,7 @@ class Search:
         Raises:
             StoreError: the store cannot be written, or holds another run's trials.
             StrategyError: the strategy broke its contract, or does not repeat what it asked before.
-            Failure: nothing could be scored.
+            Failure: no candidate could be scored.
         """
         with self._interrupt:
             reason = self._work()
@@ -334,9 +334,13 @@ class Search:
 
     def _nothing_scored(self) -> Failure:
         reason, times = Counter(self._failures).most_common(1)[0]
+        baselines = [trial.ok for trial in self._trials if trial.kind == "baseline"]
+        beside = f"; of {len(baselines)} baselines, {sum(baselines)} were scored" if baselines else ""
+        elsewhere = len(self._failures) == HOPELESS or self._strategy.info.needs_budget  # replaying it ends here again
+        ways_on = "--resume with a larger --budget, or, where what is searched has changed by that, "
         return Failure(
-            f"nothing could be scored: all of the first {len(self._failures)} candidates failed, {times} of them with: {reason}. "
-            "Correct that and start in another folder"
+            f"no candidate could be scored: all of the first {len(self._failures)} candidates failed, {times} of them with: {reason}"
+            f"{beside}. Correct that, then {'' if elsewhere else ways_on}start in another folder"
         )
 
     def _checked(self, asked: Ask, n: int) -> tuple[Candidate, ...]:

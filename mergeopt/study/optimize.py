@@ -71,7 +71,7 @@ def optimize(
         ConfigError: an argument cannot be; nothing was written.
         StoreError: `out` holds another run, or none to resume, is being written, or cannot be written.
         StrategyError: the strategy broke its contract, or cannot be replayed.
-        Failure: nothing could be scored.
+        Failure: no candidate could be scored.
         Interrupted: a signal stopped it, cleanly.
     """
     folder = Path(out)

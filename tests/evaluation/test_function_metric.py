@@ -138,7 +138,10 @@ def test_from_a_run_file(tmp_path: Path) -> None:
 
 def test_metrics_that_raise_fail_the_candidate(tmp_path: Path) -> None:
     """A function that raises, or asks for what is not recorded, is a failed candidate with its reason."""
-    for name, said in (("broken", "raised ValueError: no such luck"), ("misspelt", "needs the column 'outputs', .* did you mean 'output'")):
+    for name, said in (
+        ("broken", r"raised ValueError: no such luck \(own\.py:12\)"),
+        ("misspelt", "needs the column 'outputs', .* did you mean 'output'"),
+    ):
         own = problem(tmp_path, metric=f"own.py:{name}")
         (base, *_) = own.evaluate(own.baselines(), "search")
         assert re.search(said, str(base.error))

@@ -68,7 +68,7 @@ def with_function(name: str, **more: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("sometimes", "objective 'own' raised RuntimeError: odd, and I do not like it"),
+        ("sometimes", "objective 'own' raised RuntimeError: odd, and I do not like it (own.py:12)"),
         ("sometimes_nan", "objective 'own': expected from sometimes_nan one number, or a 1-D array of numbers, got nan"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_function_that_fails_for_some_candidates_fails_those_trials(mergeopt: 
 @pytest.mark.parametrize(
     ("name", "more", "reason"),
     [
-        ("always", {}, "objective 'own' raised KeyError: 'no such thing'"),
+        ("always", {}, "objective 'own' raised KeyError: 'no such thing' (own.py:21)"),
         ("nothing", {}, "got None"),
         ("infinite", {}, "got inf"),
         ("too_few", {"items": "upright"}, "expected from too_few one number, or 450 numbers (one per item), got shape [2]"),
@@ -103,7 +103,7 @@ def test_a_function_that_always_fails_ends_the_run(mergeopt: Commands, own: Path
     write(own, objectives=with_function(name, **more), budget=40, strategy="random")
     done = mergeopt(own, "run", "run.yaml")
     assert done.status == 1, done
-    assert "nothing could be scored: all of the first 20 candidates failed" in done.err
+    assert "no candidate could be scored: all of the first 20 candidates failed" in done.err
     assert reason in done.err
     assert "Traceback" not in done.err
     assert len(json.loads(mergeopt(own, "front", "run", "--json").out)["points"]) == 0

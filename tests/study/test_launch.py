@@ -93,7 +93,7 @@ def test_a_run_without_a_front_is_no_starting_point(tmp_path: Path) -> None:
     store = Run.open(tmp_path / "few")
     assert len(store.front) >= 1
     problem = Quadratic(fail=-1.0, with_baselines=False)
-    with pytest.raises(RuntimeError, match="nothing could be scored"):
+    with pytest.raises(RuntimeError, match="no candidate could be scored"):
         optimize(problem, Climber(), budget=3, out=tmp_path / "none")
     with pytest.raises(ConfigError, match="none has no front yet"):
         starting_points(problem, ["none"], tmp_path)

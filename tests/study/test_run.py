@@ -180,6 +180,30 @@ def test_front_members_and_baselines_are_scored_on_the_report_part(tmp_path: Pat
     assert run.records(point.trial, "report", "distance")["label"].tolist() == ["a", "b", "c", "d"]
 
 
+def test_a_run_without_a_scored_candidate_says_how_to_go_on(tmp_path: Path) -> None:
+    """The message counts the baselines that were scored, and its way on works: a larger budget once mended, or another folder at 20."""
+
+    @dataclass(frozen=True)
+    class Mendable(Quadratic):
+        broken: bool = True
+
+        def evaluate(self, proposals: Sequence[Proposal], part: Part) -> Iterator[Evaluation]:
+            baselines = {proposal.name for proposal in self.baselines()}
+            for proposal, evaluation in zip(proposals, super().evaluate(proposals, part), strict=True):
+                failed = self.broken and proposal.name not in baselines
+                yield Evaluation({}, "the disk is full") if failed else evaluation
+
+    said = "the disk is full; of 4 baselines, 4 were scored. Correct that, then "
+    with pytest.raises(Failure, match=f"all of the first 3 candidates failed, 3 of them with: {said}--resume with a larger --budget"):
+        optimize(Mendable(), Climber(), budget=3, out=tmp_path / "few")
+    mended = optimize(Mendable(broken=False), Climber(), budget=6, out=tmp_path / "few", resume=True)
+    assert [trial.ok for trial in mended.trials[4:]] == [False] * 3 + [True] * 3
+    with pytest.raises(Failure, match=f"{said}start in another folder"):
+        optimize(Mendable(), Climber(), budget=30, out=tmp_path / "many")
+    with pytest.raises(Failure, match=f"{said}start in another folder"):
+        optimize(Mendable(broken=False), Climber(), budget=40, out=tmp_path / "many", resume=True)
+
+
 @dataclass(frozen=True)
 class HalfReported(Quadratic):
     """Cannot score on the report part what lies right of a limit that has mended since when it is another."""
