@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeopt.config.run_file import RunFile, call, named, option_names
+from mergeopt.config.run_file import Merge, RunFile, Statistics, call, named, option_names
 from mergeopt.errors import ConfigError, SourceError, UserError, nearest
 from mergeopt.evaluation.function_metric import FunctionMetric, ItemFunctionMetric
 from mergeopt.evaluation.measure import Measuring
@@ -19,12 +19,14 @@ from mergeopt.memory import Frugality
 from mergeopt.merge_problem import MergeMaterials, MergeProblem
 from mergeopt.models.carry import KINDS
 from mergeopt.models.pool import Pool
+from mergeopt.operators.contract import MergeOperator
+from mergeopt.operators.find import find_operator
 from mergeopt.operators.function import OperatorFactory
 from mergeopt.problem import Problem
 from mergeopt.registry import load
 from mergeopt.task import Metric, Objective, Task
 
-__all__ = ["build_operator", "build_pool", "build_problem", "load_operator"]
+__all__ = ["build_operator", "build_pool", "build_problem", "check_statistics", "load_operator"]
 
 OBJECTIVE_KEYS = ("name", "task", "metric", "function", "differentiable", "items", "expert", "direction", "constraint", "worst", "per_item")
 DIRECTIONS = ("maximize", "minimize")
@@ -91,11 +93,27 @@ def load_operator(spec: str, root: Path) -> OperatorFactory:
     return found
 
 
+def check_statistics(merge: Merge, operator: MergeOperator) -> None:
+    """Refuse settings of a measurement that an operator does not ask for.
+
+    Raises:
+        ConfigError: a setting would be of no effect.
+    """
+    kinds, given, default = operator.requires.statistics, merge.statistics, Statistics()
+    if not kinds and given != default:
+        raise ConfigError(f"merge: statistics: operator {operator.name!r} measures nothing of the experts; leave the section out")
+    if "fisher" not in kinds and given.labels != default.labels:
+        raise ConfigError(
+            f"merge: statistics: labels: operator {operator.name!r} uses no labels (Fisher information does); leave the key out"
+        )
+
+
 def _merge_problem(run_file: RunFile, pool: Pool, objectives: Sequence[Objective], name: str, root: Path) -> MergeProblem:
-    merge = run_file.merge
+    merge, operator = run_file.merge, build_operator(run_file, root)
+    check_statistics(merge, find_operator(operator, merge.variant))
     return MergeProblem(
         pool,
-        build_operator(run_file, root),
+        operator,
         objectives,
         variant=merge.variant,
         groups=merge.groups,

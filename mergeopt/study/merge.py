@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mergeopt.config import RunFile, build_operator, build_pool, build_problem
+from mergeopt.config.build import check_statistics
 from mergeopt.errors import ConfigError, PluginError, nearest
 from mergeopt.evaluation.device import pick_dtype
 from mergeopt.genomes.coefficients import CoefficientSpace
@@ -47,6 +48,7 @@ def merge_file(run_file: RunFile, root: Path, to: str | Path, head: str | None =
             f"merge: one merge needs numbers, but {coefficients.space.names[0]} has a range; give a number, or search with mergeopt run"
         )
     arguments = coefficients.decode(np.empty(0))
+    check_statistics(merge, operator)
     measured = _measured(run_file, root, operator)
     recipe = make_recipe(pool, sources_of(pool), operator, arguments, pick_dtype(run_file.model.dtype), measured)
     return export_model(pool, recipe, to, operator=operator, device=run_file.device, head=head)

@@ -46,6 +46,19 @@ def test_a_run_file_makes_the_problem_that_a_script_makes() -> None:
     assert fingerprint(build(merge={"operator": "ties", "groups": "layer"})) == fingerprint(made)
 
 
+@pytest.mark.parametrize(
+    ("merge", "said"),
+    [
+        ({"operator": "linear", "statistics": {"items": 9}}, "statistics: operator 'linear' measures nothing of the experts"),
+        ({"operator": "regmean", "statistics": {"labels": "data"}}, "statistics: labels: operator 'regmean' uses no labels"),
+    ],
+)
+def test_settings_of_no_effect_on_a_measurement_are_refused(merge: dict[str, Any], said: str) -> None:
+    """How experts are measured is said for operators that measure them, and whose labels for Fisher information alone."""
+    with pytest.raises(ConfigError, match=said):
+        build(merge=merge)
+
+
 def test_memory_changes_no_score() -> None:
     """How candidates are kept in memory is part of the problem, and not of what determines its scores."""
     layers, reusing = build(memory={"scoring": "layers"}), build(memory={"prefixes": "1GiB"})
