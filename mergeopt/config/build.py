@@ -212,6 +212,8 @@ def _objective(entry: Mapping[str, Any], own: Mapping[str, Objective], root: Pat
         hint = f"unknown key {unknown!r}; {nearest(str(unknown), OBJECTIVE_KEYS)}" if unknown else "expected a task or a function"
         raise ConfigError(f"{where}: {hint}")
     _refuse(entry, ("items", "differentiable"), where, "a function, not of a metric on a task")
+    if ".py:" not in str(entry.get("metric")):
+        _refuse(entry, ("worst", "per_item"), where, "a function, not of a registered metric")
     task = _task(entry, root, pool, where)
     metric = _metric(entry, str(entry.get("metric", getattr(task, "default_metric", "accuracy"))), root, where)
     return TaskObjective(name, task, metric, direction=entry.get("direction"), constraint=constraint, expert=entry.get("expert"))
@@ -252,7 +254,6 @@ def _function(
 
 def _metric(entry: Mapping[str, Any], named: str, root: Path, where: str) -> Metric:
     if ".py:" not in named:
-        _refuse(entry, ("worst", "per_item"), where, "a function, not of a registered metric")
         registered: Metric = call(load("metrics", named), {}, f"{where}: metric")
         return registered
     if "direction" not in entry:
